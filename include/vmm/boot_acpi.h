@@ -1,0 +1,61 @@
+/*
+ * The ACPI tables (ACPI 6.4), from one builder for both ways to boot. The builder lays all tables out in one blob
+ * with addresses relative to the blob, and lists the pointers and checksums that depend on where it ends up:
+ *
+ *   direct boot   acpi_install() adds the address, sums, and writes blob and RSDP below 1 MiB
+ *   firmware      the blobs go into fw_cfg as "etc/acpi/tables", "etc/acpi/rsdp" and "etc/table-loader": the last
+ *                 holds the same list as linker-loader commands that SeaBIOS executes
+ *
+ * The fixed hardware that the tables describe is listed here, because the devices must agree with it.
+ */
+#ifndef VMM_BOOT_ACPI_H
+#define VMM_BOOT_ACPI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmm/error.h"
+
+struct guest_mem;
+
+#define ACPI_CPUS_MAX 255u
+
+/* Ports of the fixed hardware (FADT). */
+#define ACPI_PM1_EVENT_PORT 0x600u   /* 2 bytes status, 2 bytes enable */
+#define ACPI_PM1_CONTROL_PORT 0x604u /* 2 bytes; SLP_TYP 12:10, SLP_EN 13 */
+#define ACPI_PM_TIMER_PORT 0x608u    /* 4 bytes, 3.579545 MHz, 32 bits wide */
+#define ACPI_SMI_PORT 0xb2u	     /* not used: the machine is always in ACPI mode */
+#define ACPI_RESET_PORT 0xcf9u	     /* writing 6 resets */
+#define ACPI_RESET_VALUE 6u
+#define ACPI_SLP_TYP_S5 0u /* value of \_S5: write SLP_TYP = 0 with SLP_EN to power off */
+#define ACPI_SCI_GSI 9u	   /* level, active high */
+
+/* The four PCI interrupt lines: INTx# of device d is GSI 16 + (d + x) % 4, x = 0 for INTA#; level, active low. */
+#define ACPI_PCI_GSI_BASE 16u
+
+struct acpi_config {
+	unsigned cpus; /* 1 … ACPI_CPUS_MAX */
+};
+
+/* All owned; free with acpi_tables_free(). Addresses in `tables` and `rsdp` are relative to the blob, sums are 0. */
+struct acpi_tables {
+	uint8_t *tables; /* etc/acpi/tables */
+	size_t tables_size;
+	uint8_t *rsdp; /* etc/acpi/rsdp */
+	size_t rsdp_size;
+	uint8_t *loader; /* etc/table-loader: 128-byte commands */
+	size_t loader_size;
+};
+
+/* Builds the three blobs. 0, -EINVAL (number of processors) or -ENOMEM. */
+int acpi_tables_build(const struct acpi_config *config, struct acpi_tables *tables, struct error *err);
+void acpi_tables_free(struct acpi_tables *tables);
+
+/*
+ * Executes the loader commands here: puts the RSDP and the tables at gpa (16-byte aligned, 0xE0000 … 1 MiB so that a
+ * scanning guest finds them) and makes pointers and sums right. *rsdp_gpa is the RSDP's address. 0 or -E2BIG.
+ */
+int acpi_install(const struct acpi_tables *tables, struct guest_mem *mem, uint64_t gpa, uint64_t gpa_end,
+	uint64_t *rsdp_gpa, struct error *err);
+
+#endif
