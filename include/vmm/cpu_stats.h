@@ -1,0 +1,60 @@
+/* Counters of the software CPU: one line each, here and nowhere else. */
+#ifndef VMM_CPU_STATS_H
+#define VMM_CPU_STATS_H
+
+#include <stdint.h>
+
+/* X(name, what it counts) */
+#define ENGINE_STATS(X) \
+	X(instructions, "guest instructions executed (approximate: counted by block)") \
+	X(blocks_decoded, "basic blocks decoded") \
+	X(blocks_invalidated, "decoded blocks dropped because their bytes changed") \
+	X(block_lookups, "block look-ups that went through the hash table") \
+	X(tlb_fills, "software TLB fills (guest page walks)") \
+	X(tlb_flushes_all, "software TLB flushes of everything") \
+	X(tlb_flushes_nonglobal, "software TLB flushes that kept global pages or other PCIDs") \
+	X(tlb_flushes_page, "single-page invalidations") \
+	X(faults_page, "#PF injected") \
+	X(faults_gp, "#GP injected") \
+	X(faults_ud, "#UD injected") \
+	X(faults_nm, "#NM injected") \
+	X(faults_debug, "#DB injected") \
+	X(faults_breakpoint, "#BP injected") \
+	X(faults_other, "other exceptions injected") \
+	X(interrupts_apic, "interrupts delivered from the local APIC") \
+	X(interrupts_extint, "interrupts delivered from the PIC") \
+	X(interrupts_nmi, "NMIs delivered") \
+	X(interrupts_software, "INT n, INT3, INTO") \
+	X(emul_cr_read, "MOV from CR") \
+	X(emul_cr_write, "MOV to CR, LMSW, CLTS") \
+	X(emul_cr3_write, "MOV to CR3") \
+	X(emul_dr, "MOV to or from DR") \
+	X(emul_msr_read, "RDMSR") \
+	X(emul_msr_write, "WRMSR") \
+	X(emul_cpuid, "CPUID") \
+	X(emul_rdtsc, "RDTSC, RDTSCP") \
+	X(emul_invlpg, "INVLPG, INVPCID") \
+	X(emul_hlt, "HLT") \
+	X(emul_cli_sti, "CLI, STI") \
+	X(emul_pushf_popf, "PUSHF, POPF") \
+	X(emul_iret, "IRET") \
+	X(emul_syscall, "SYSCALL, SYSENTER") \
+	X(emul_sysret, "SYSRET, SYSEXIT") \
+	X(emul_swapgs, "SWAPGS") \
+	X(emul_descriptor, "LGDT, LIDT, LLDT, LTR, SGDT, SIDT, SLDT, STR, SMSW, LAR, LSL, VERR, VERW") \
+	X(emul_pio, "IN, OUT, INS, OUTS elements") \
+	X(emul_mmio, "accesses to addresses that are not RAM") \
+	X(emul_lapic, "of those: local APIC registers, answered inside") \
+	X(emul_native, "x87, MMX, SSE and AVX instructions run natively") \
+	X(emul_split_lock, "locked accesses across pages or to MMIO") \
+	X(posted_writes, "writes posted without an exit") \
+	X(notifies, "queue notifications by eventfd without an exit")
+
+struct engine_stats {
+#define X(name, text) uint64_t name;
+	ENGINE_STATS(X)
+#undef X
+	uint64_t exits[16]; /* by enum vcpu_exit_kind */
+};
+
+#endif

@@ -1,0 +1,136 @@
+/*
+ * What a software vcpu's process and the VMM share, and nothing else but guest RAM: the vcpu block (one per vcpu)
+ * and vm_shared (one per machine). Offsets and indices only, no pointers. Both are memfds.
+ *
+ * Hand-over: `turn` says whose the block is. The VMM fills in `reply`, sets TURN_ENGINE and wakes the futex; the
+ * engine runs the guest, fills in `exit`, sets TURN_VMM and wakes. Everything not marked "any time" belongs to
+ * the side whose turn it is. The engine trusts the VMM; the VMM checks everything that it reads here.
+ *
+ * File descriptors of a vcpu process: 3 RAM, 4 vcpu block, 5 vm_shared, 6.. notify eventfds in slot order.
+ */
+#ifndef VMM_VCPU_BLOCK_H
+#define VMM_VCPU_BLOCK_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "vmm/cpu.h"
+#include "vmm/cpu_layout.h"
+#include "vmm/cpu_lapic.h"
+#include "vmm/cpu_stats.h"
+
+#define VCPU_FD_RAM 3
+#define VCPU_FD_BLOCK 4
+#define VCPU_FD_SHARED 5
+#define VCPU_FD_NOTIFY 6
+
+#define VCPU_BLOCK_MAGIC 0x766d6d31u
+#define VCPU_MAX 64
+#define NOTIFY_MAX 64
+#define POSTED_RING_SIZE 256
+#define INVALIDATE_RING_SIZE 256
+
+enum vcpu_turn { TURN_VMM, TURN_ENGINE };
+
+/* Why the engine came back. */
+enum vcpu_exit_kind {
+	VCPU_EXIT_NONE,
+	VCPU_EXIT_PIO,	     /* reply.data answers a read */
+	VCPU_EXIT_MMIO,	     /* likewise */
+	VCPU_EXIT_INTACK,    /* ExtINT accepted: reply.data is the PIC's vector */
+	VCPU_EXIT_EOI,	     /* EOI of a vector in vm_shared.eoi_exit; exit.data is the vector */
+	VCPU_EXIT_IPI,	     /* exit.addr = destination (32-bit), exit.data = ICR low word: for other vcpus */
+	VCPU_EXIT_KICKED,    /* VCPU_EVENT_EXIT was posted */
+	VCPU_EXIT_SHUTDOWN,  /* triple fault; exit.text says the first cause */
+	VCPU_EXIT_ERROR,     /* the engine's own failure; exit.text */
+	VCPU_EXIT_DIED,	     /* never from the engine: the VMM found the process dead; exit.text */
+	VCPU_EXIT_KINDS
+};
+
+struct vcpu_exit {
+	uint32_t kind; /* enum vcpu_exit_kind */
+	uint8_t is_write;
+	uint8_t size; /* 1, 2, 4, 8 */
+	uint16_t reserved;
+	uint64_t addr; /* port or gpa */
+	uint64_t data; /* written value */
+	char text[512];
+};
+
+/* Bits of vcpu_block.events, set by anyone at any time, cleared by the engine. */
+#define VCPU_EVENT_IRR (1u << 0)	/* posted_irr has bits */
+#define VCPU_EVENT_EXTINT (1u << 1)	/* extint_level changed */
+#define VCPU_EVENT_NMI (1u << 2)
+#define VCPU_EVENT_INIT (1u << 3)
+#define VCPU_EVENT_SIPI (1u << 4)	/* sipi_vector */
+#define VCPU_EVENT_EXIT (1u << 5)	/* come back with VCPU_EXIT_KICKED */
+#define VCPU_EVENT_INVALIDATE (1u << 6) /* invalidate ring has entries: RAM was written under decoded code */
+#define VCPU_EVENT_TIMER (1u << 7)	/* set inside the vcpu process by its timer signal */
+
+/* A posted write: needs no answer, delivered in order before any other exit of this vcpu. */
+struct posted_write {
+	uint32_t space; /* enum bus_space */
+	uint32_t size;
+	uint64_t addr, data;
+};
+
+struct vcpu_block {
+	/* Set at create by the VMM. */
+	uint32_t magic, index;
+	struct cpu_model model;
+	struct ram_layout ram;
+	uint32_t engine; /* enum vcpu_engine */
+	uint32_t trace;	 /* bits of --trace the engine honours */
+
+	/* The hand-over (any time, futex). */
+	_Atomic uint32_t turn;
+
+	/* By turn. */
+	struct vcpu_exit exit;
+	struct {
+		uint64_t data;
+	} reply;
+	struct cpu_state cpu;
+	struct lapic_state lapic; /* LDR/DFR/ID are read by the VMM at any time to route messages */
+
+	/* Posted to the vcpu (any time, any thread of the VMM). Wake `events` as a futex if `sleeping`. */
+	_Atomic uint32_t events;
+	_Atomic uint32_t sleeping;
+	_Atomic uint64_t posted_irr[4];	  /* edge and level vectors to merge into IRR */
+	_Atomic uint64_t posted_tmr[4];	  /* set with posted_irr for level-triggered ones */
+	_Atomic uint32_t extint_level;
+	_Atomic uint32_t sipi_vector;
+	_Atomic uint32_t invalidate_head; /* written by the VMM, under a lock of its own */
+	_Atomic uint32_t invalidate_tail; /* written by the engine; a full ring is invalidate_all */
+	_Atomic uint32_t invalidate_all;
+	_Atomic uint64_t invalidate_page[INVALIDATE_RING_SIZE]; /* memfd page numbers */
+
+	/* Posted by the vcpu: head by the engine, tail by the VMM. A full ring makes the engine exit instead. */
+	_Atomic uint32_t posted_head, posted_tail;
+	struct posted_write posted[POSTED_RING_SIZE];
+
+	/* Counters: written by the engine, read by the VMM for --stats (any time, may be torn between counters). */
+	struct engine_stats stats;
+};
+
+enum vcpu_engine { VCPU_ENGINE_INTERP, VCPU_ENGINE_TRANSLATE };
+
+/* A doorbell: a write of `size` bytes at gpa is answered by 1 written to the eventfd in the same slot. */
+struct notify_slot {
+	_Atomic uint64_t gpa; /* 0: unused */
+	uint32_t size;	      /* 0: any */
+	uint32_t reserved;
+};
+
+struct vm_shared {
+	uint32_t magic, cpu_count;
+	struct notify_slot notify[NOTIFY_MAX]; /* written by the VMM at any time */
+	_Atomic uint64_t posted_pio[65536 / 64]; /* bit per port 0..65535: writes may be posted */
+	_Atomic uint64_t eoi_exit[4]; /* vectors whose EOI the IOAPIC must hear */
+	_Atomic uint32_t split_lock;  /* taken for locked accesses that no host instruction can do */
+	uint32_t reserved;
+	/* One bit per page of the RAM memfd: some vcpu holds decoded code of it. Set by engines, read by the VMM. */
+	_Atomic uint64_t code_pages[]; /* file_size / 4096 bits */
+};
+
+#endif
