@@ -24,7 +24,6 @@ struct guest_mem;
 #define ACPI_PM1_EVENT_PORT 0x600u   /* 2 bytes status, 2 bytes enable */
 #define ACPI_PM1_CONTROL_PORT 0x604u /* 2 bytes; SLP_TYP 12:10, SLP_EN 13 */
 #define ACPI_PM_TIMER_PORT 0x608u    /* 4 bytes, 3.579545 MHz, 32 bits wide */
-#define ACPI_SMI_PORT 0xb2u	     /* not used: the machine is always in ACPI mode */
 #define ACPI_RESET_PORT 0xcf9u	     /* writing 6 resets */
 #define ACPI_RESET_VALUE 6u
 #define ACPI_SLP_TYP_S5 0u /* value of \_S5: write SLP_TYP = 0 with SLP_EN to power off */
