@@ -62,7 +62,7 @@ int boot_load(const struct boot_request *request, struct guest_mem *mem, struct 
 
 /* The guest-physical memory map as the BIOS interface INT 15h/E820h, boot_params and fw_cfg's "etc/e820" give it. */
 enum { BOOT_E820_RAM = 1, BOOT_E820_RESERVED = 2, BOOT_E820_ACPI = 3 };
-struct boot_e820_entry {
+struct boot_e820 {
 	uint64_t gpa, size;
 	uint32_t type;
 } __attribute__((packed));
@@ -72,6 +72,6 @@ struct boot_e820_entry {
  * Fills the map and returns the number of entries, in ascending order. `firmware`: for SeaBIOS, which reserves the
  * low megabyte itself and wants RAM and foreign reservations only; entries has room for BOOT_E820_MAX.
  */
-unsigned boot_e820_build(const struct guest_mem *mem, int firmware, struct boot_e820_entry *entries);
+unsigned boot_e820_build(const struct guest_mem *mem, int firmware, struct boot_e820 *entries);
 
 #endif

@@ -6,7 +6,8 @@
  *   firmware      the blobs go into fw_cfg as "etc/acpi/tables", "etc/acpi/rsdp" and "etc/table-loader": the last
  *                 holds the same list as linker-loader commands that SeaBIOS executes
  *
- * The fixed hardware that the tables describe is listed here, because the devices must agree with it.
+ * The fixed hardware that the tables describe is that of vmm/dev_acpi_pm.h (ports 0x600 …), the interrupt controllers
+ * and HPET at the addresses of vmm/cpu_layout.h.
  */
 #ifndef VMM_BOOT_ACPI_H
 #define VMM_BOOT_ACPI_H
@@ -19,15 +20,6 @@
 struct guest_mem;
 
 #define ACPI_CPUS_MAX 255u
-
-/* Ports of the fixed hardware (FADT). */
-#define ACPI_PM1_EVENT_PORT 0x600u   /* 2 bytes status, 2 bytes enable */
-#define ACPI_PM1_CONTROL_PORT 0x604u /* 2 bytes; SLP_TYP 12:10, SLP_EN 13 */
-#define ACPI_PM_TIMER_PORT 0x608u    /* 4 bytes, 3.579545 MHz, 32 bits wide */
-#define ACPI_RESET_PORT 0xcf9u	     /* writing 6 resets */
-#define ACPI_RESET_VALUE 6u
-#define ACPI_SLP_TYP_S5 0u /* value of \_S5: write SLP_TYP = 0 with SLP_EN to power off */
-#define ACPI_SCI_GSI 9u	   /* level, active high */
 
 /* The four PCI interrupt lines: INTx# of device d is GSI 16 + (d + x) % 4, x = 0 for INTA#; level, active low. */
 #define ACPI_PCI_GSI_BASE 16u

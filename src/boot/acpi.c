@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "acpi_dsdt.h"
+#include "acpi_ports.h"
 #include "aml.h"
 #include "vmm/bytes.h"
 #include "vmm/mem.h"
@@ -161,25 +162,26 @@ static void put_fadt_extended(struct builder *b, size_t dsdt)
 {
 	struct aml *a = &b->blob;
 
-	put_gas_io(a, ACPI_RESET_PORT, 8, 1);
-	aml_byte(a, ACPI_RESET_VALUE);
+	put_gas_io(a, PORT_RESET, 8, 1);
+	aml_byte(a, RESET_VALUE);
 	aml_word(a, 0);	 /* ARM */
 	aml_byte(a, 4);	 /* minor version */
 	aml_qword(a, 0); /* X_FIRMWARE_CTRL: the 32-bit one counts */
 	put_pointer(b, dsdt, 8);
-	put_gas_io(a, ACPI_PM1_EVENT_PORT, 32, 2);
+	put_gas_io(a, PORT_PM1_EVENT, 32, 2);
 	put_gas_none(a);
-	put_gas_io(a, ACPI_PM1_CONTROL_PORT, 16, 2);
+	put_gas_io(a, PORT_PM1_CONTROL, 16, 2);
 	put_gas_none(a);
 	put_gas_none(a); /* PM2 control */
-	put_gas_io(a, ACPI_PM_TIMER_PORT, 32, 3);
-	for (unsigned i = 0; i < 4; i++) /* GPE0, GPE1, sleep control, sleep status */
+	put_gas_io(a, PORT_PM_TIMER, 32, 3);
+	put_gas_io(a, PORT_GPE0, 32, 1);
+	for (unsigned i = 0; i < 3; i++) /* GPE1, sleep control, sleep status */
 		put_gas_none(a);
 	aml_qword(a, 0); /* hypervisor vendor identity */
 }
 
 /*
- * 5.2.9. SMI_CMD 0: the machine has no legacy mode, SCI_EN is always set.
+ * 5.2.9. SMI_CMD is a port whose model sets and clears SCI_EN; there is no system management mode.
  *
  * Flags: WBINVD (0), PROC_C1 (2), SLP_BUTTON none (5), TMR_VAL_EXT 32-bit timer (8), RESET_REG_SUP (10). Bit 4 clear:
  * the power button is the fixed one in the PM1 event block.
@@ -194,22 +196,24 @@ static size_t build_fadt(struct builder *b, size_t facs, size_t dsdt)
 	put_pointer(b, dsdt, 4);
 	aml_byte(a, 0);
 	aml_byte(a, 4); /* preferred profile: enterprise server */
-	aml_word(a, ACPI_SCI_GSI);
-	aml_dword(a, 0); /* SMI_CMD */
-	aml_dword(a, 0); /* ACPI_ENABLE, ACPI_DISABLE, S4BIOS_REQ, PSTATE_CNT */
-	aml_dword(a, ACPI_PM1_EVENT_PORT);
+	aml_word(a, SCI_GSI);
+	aml_dword(a, PORT_SMI);
+	aml_byte(a, SMI_ACPI_ENABLE);
+	aml_byte(a, SMI_ACPI_DISABLE);
+	aml_word(a, 0); /* S4BIOS_REQ, PSTATE_CNT */
+	aml_dword(a, PORT_PM1_EVENT);
 	aml_dword(a, 0);
-	aml_dword(a, ACPI_PM1_CONTROL_PORT);
+	aml_dword(a, PORT_PM1_CONTROL);
 	aml_dword(a, 0);
 	aml_dword(a, 0); /* PM2 control */
-	aml_dword(a, ACPI_PM_TIMER_PORT);
-	aml_dword(a, 0); /* GPE0 */
+	aml_dword(a, PORT_PM_TIMER);
+	aml_dword(a, PORT_GPE0);
 	aml_dword(a, 0); /* GPE1 */
 	aml_byte(a, 4);	 /* PM1 event, PM1 control, PM2 control, PM timer, GPE0, GPE1 lengths, GPE1 base */
 	aml_byte(a, 2);
 	aml_byte(a, 0);
 	aml_byte(a, 4);
-	aml_byte(a, 0);
+	aml_byte(a, 4);
 	aml_byte(a, 0);
 	aml_byte(a, 0);
 	aml_byte(a, 0);	     /* CST_CNT */
@@ -261,7 +265,7 @@ static size_t build_madt(struct builder *b, unsigned cpus)
 	aml_dword(a, (uint32_t)GPA_IOAPIC);
 	aml_dword(a, 0);		       /* first GSI */
 	put_override(a, 0, 2, 0);	       /* the PIT */
-	put_override(a, ACPI_SCI_GSI, ACPI_SCI_GSI, 0xd); /* active high (01), level (11) */
+	put_override(a, SCI_GSI, SCI_GSI, 0xd); /* active high (01), level (11) */
 	aml_byte(a, 4); /* NMI on LINT1 of every processor */
 	aml_byte(a, 6);
 	aml_byte(a, 0xff);

@@ -14,6 +14,7 @@
 
 #include <stdio.h>
 
+#include "acpi_ports.h"
 #include "aml.h"
 #include "vmm/boot_acpi.h"
 #include "vmm/cpu_layout.h"
@@ -25,8 +26,8 @@ static void write_sleep(struct aml *a)
 
 	aml_name(a, "\\_S5_");
 	package = aml_open_package(a, 4);
-	aml_integer(a, ACPI_SLP_TYP_S5);
-	aml_integer(a, ACPI_SLP_TYP_S5);
+	aml_integer(a, SLP_TYP_S5);
+	aml_integer(a, SLP_TYP_S5);
 	aml_integer(a, 0);
 	aml_integer(a, 0);
 	aml_close(a, package);
@@ -134,7 +135,7 @@ static void write_motherboard(struct aml *a)
 	aml_name_integer(a, "_UID", 0);
 	resources = aml_open_resources(a);
 	aml_memory32(a, true, (uint32_t)GPA_ECAM, (uint32_t)GPA_ECAM_SIZE);
-	aml_io(a, ACPI_PM1_EVENT_PORT, 0x10);
+	aml_io(a, PORT_PM1_EVENT, PORT_PM_SIZE);
 	aml_close_resources(a, resources);
 	aml_close(a, device);
 }
