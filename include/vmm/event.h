@@ -38,18 +38,18 @@ uint64_t event_now(void);
 /* Watches fd (not owned) for epoll events; NULL on -ENOMEM or a bad fd. Device lock held, or before the loop runs. */
 struct event_source *event_watch(struct event_loop *loop, int fd, uint32_t epoll_events, event_fd_fn fn, void *ctx);
 void event_modify(struct event_source *source, uint32_t epoll_events);
-/* Safe in the source's own callback; the callback is not called again after this returns. */
+/* Before fd is closed. Device lock held. Safe in any callback, the source's own too; NULL is allowed; the callback is not called again after this returns. */
 void event_unwatch(struct event_source *source);
 
-/* Creates a disarmed timer. Device lock held for all timer calls. */
+/* Creates a disarmed timer; NULL if out of memory. Device lock held for all timer calls. */
 struct event_timer *event_timer_create(struct event_loop *loop, event_fn fn, void *ctx);
 /* Arms for an absolute event_now() time, replacing an earlier deadline; a past time fires at once. */
 void event_timer_arm(struct event_timer *timer, uint64_t deadline_ns);
 void event_timer_cancel(struct event_timer *timer);
 void event_timer_destroy(struct event_timer *timer);
 
-/* Runs fn(ctx) once on the loop's thread, soon. Any thread. */
-void event_post(struct event_loop *loop, event_fn fn, void *ctx);
+/* Runs fn(ctx) once on the loop's thread, soon. Any thread. 0, or -ENOMEM: then it never runs. */
+int event_post(struct event_loop *loop, event_fn fn, void *ctx);
 
 /*
  * Hooks for libraries that bring their own poll() set (libslirp): before each wait, prepare(ctx, &timeout_ms) may
