@@ -72,8 +72,10 @@ enum engine_mode { MODE_16, MODE_32, MODE_64 };
 
 #define TLB_SIZE 1024
 #define TLB_NO_TAG ~0ull
+/* By who accesses. SMAP: supervisor that may not touch user pages now. NONE: never tagged (data breakpoints, #AC). */
+enum tlb_array { TLB_SUPERVISOR, TLB_USER, TLB_SMAP, TLB_NONE, TLB_ARRAYS };
 /*
- * One direct-mapped TLB entry, indexed by gva bits 21:12, one array for supervisor and one for user accesses. A tag
+ * One direct-mapped TLB entry, indexed by gva bits 21:12, one array for each enum tlb_array. A tag
  * is the gva's page (bits 63:12) or TLB_NO_TAG where the fast path may not be taken: no permission, MMIO, D bit
  * not yet set, a page with decoded code (writes), data breakpoints armed.
  */
@@ -97,8 +99,10 @@ struct engine {
 	struct native_state *native;
 
 	/* Engine thread only. */
-	struct tlb_entry *tlb;	   /* the array in use: tlb_data[user] */
-	struct tlb_entry tlb_data[2][TLB_SIZE];
+	struct tlb_entry *tlb;	   /* the array in use: tlb_data[enum tlb_array] */
+	struct tlb_entry tlb_data[TLB_ARRAYS][TLB_SIZE];
+	uint64_t tlb_used[TLB_ARRAYS][TLB_SIZE / 64];	/* entries with any tag of a non-global page */
+	uint64_t tlb_global[TLB_ARRAYS][TLB_SIZE / 64]; /* … of a global page */
 	const struct insn *current; /* the instruction that runs */
 	uint64_t insn_rip;	   /* its address (RIP, not linear) */
 	enum engine_mode mode;	   /* by engine_update_mode() */
@@ -106,6 +110,15 @@ struct engine {
 	bool stack32;		   /* SS.B */
 	bool flat;		   /* 64-bit mode: no limits */
 	bool watch;		   /* DR7 arms data or I/O breakpoints, or instruction ones: slow paths */
+	bool attention;		   /* an interrupt may be deliverable: look at the local APIC when IF allows */
+	bool stepping;		   /* the current instruction began with TF: #DB after it (cleared by INT n, deliveries) */
+	bool delivering;	   /* inside exception_deliver() of something external or a fault: error codes get EXT */
+	bool restart;		   /* engine_restart_insn() */
+	bool align_check;	   /* CR0.AM, AC, CPL 3 */
+	uint32_t block_key;	   /* mode, privilege, TLB generation: validates jump cache entries */
+	uint32_t generation;
+	uint64_t retired;	   /* instructions, since create */
+	uint64_t retire_limit;
 	bool leave_block;	   /* set by a handler: decoded code or the mode may have changed, look up again */
 	sigjmp_buf fault_jump;	   /* engine_raise() lands here */
 	uint8_t fault_vector;
@@ -122,6 +135,12 @@ void engine_raise_error(struct engine *e, uint8_t vector, uint32_t error) __attr
 void engine_raise_page(struct engine *e, uint64_t gva, uint32_t error) __attribute__((noreturn));
 /* Recomputes mode, cpl, stack32, flat, watch and the TLB in use from cpu state; sets leave_block. */
 void engine_update_mode(struct engine *e);
+/* Bytes [offset, offset + size) of the memfd will be written: drops decoded blocks of their page if they hold code. */
+void engine_invalidate_range(struct engine *e, uint64_t offset, unsigned size);
+/* True if the memfd page holds decoded code of some vcpu. */
+bool engine_page_has_code(struct engine *e, uint64_t page);
+/* Translations changed: forget what was derived from virtual addresses. */
+void engine_forget_translations(struct engine *e);
 /* RAM page (number in the memfd) was or will be written: drops decoded blocks on it. */
 void engine_invalidate_page(struct engine *e, uint64_t page);
 void engine_invalidate_all(struct engine *e);
@@ -172,7 +191,7 @@ void linear_write_bytes(struct engine *e, uint64_t gva, const void *src, unsigne
 void *linear_rmw(struct engine *e, uint64_t gva, unsigned size);
 /* The longest run of bytes at gva (up to max, within the page) that is plain RAM, for string instructions: hva, or NULL. */
 uint8_t *linear_span(struct engine *e, uint64_t gva, unsigned access, unsigned max, unsigned *span);
-/* Data breakpoints: called by slow paths. */
+/* Data breakpoints: called by slow paths. Matches become a #DB trap after the instruction. */
 void watch_check(struct engine *e, uint64_t gva, unsigned size, bool is_write);
 
 /* Translates for a debugger or a system access without faulting; ~0 if not mapped. */
