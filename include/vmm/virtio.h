@@ -92,6 +92,8 @@ struct virtio_device_ops {
 struct virtio_transport_ops {
 	void (*queue_interrupt)(void *transport, unsigned queue);
 	void (*config_interrupt)(void *transport);
+	/* queue_notify again from the event loop, so that a guest that never stops adding buffers cannot hold it. */
+	void (*queue_renotify)(void *transport, unsigned queue);
 };
 
 struct virtio_state {
@@ -140,6 +142,8 @@ void virtio_config_write(struct virtio_device *dev, unsigned offset, unsigned si
 
 /* ---- for devices ---- */
 
+/* True if the driver has accepted all of these feature bits. */
+bool virtio_has(const struct virtio_device *dev, uint64_t features);
 /* True while requests may be taken. */
 bool virtio_running(const struct virtio_device *dev);
 /* Called by a device whose reset() returned false when its last request in flight is gone. */
@@ -170,6 +174,9 @@ void virtqueue_interrupt(struct virtqueue *vq);
 size_t virtio_chain_read(const struct virtio_chain *chain, size_t offset, void *dst, size_t length);
 size_t virtio_chain_write(struct virtio_device *dev, const struct virtio_chain *chain, size_t offset, const void *src,
 	size_t length);
+
+/* Asks for queue_notify to be called again soon. */
+void virtqueue_renotify(struct virtqueue *vq);
 
 /* ---- devices ---- */
 
