@@ -76,7 +76,10 @@ struct cpu_state {
 
 /* Sets *state to the power-up state (SDM vol. 3, table 10-1): the bootstrap processor runs at F000:FFF0, others wait. */
 void cpu_reset(struct cpu_state *state, bool bootstrap);
-/* INIT: as reset, but what the SDM says survives (x87/SSE state, most MSRs, CR0.CD/NW) does. */
+/*
+ * INIT: as reset, but what the SDM says survives (x87/SSE state, XCR0, most MSRs, CR0.CD/NW) does. Leaves the vcpu
+ * in CPU_WAIT_SIPI; for the bootstrap processor (IA32_APIC_BASE.BSP) the caller sets CPU_RUNNING.
+ */
 void cpu_init(struct cpu_state *state);
 
 /* Writes registers in the form of a crash report, a newline after each line, into text. Truncates; returns length. */
@@ -95,9 +98,55 @@ struct cpu_model {
 	uint32_t host_signature; /* leaf 1 EAX */
 	uint32_t phys_bits;
 	uint32_t brand[12];
-	uint32_t host_features[16]; /* leaf words that `common` masks; see cpu/cpuid.c */
+	uint32_t host_features[16]; /* the words of enum cpu_feature as the guest sees them; see cpu/model.c */
 };
 #define CPU_MODEL_SMAP (1u << 0)
+
+/* The clock of the local APIC timer, before its divider; CPUID calls it the crystal. */
+#define CPU_LAPIC_HZ 25000000u
+
+/* The words of cpu_model.host_features. */
+enum cpu_feature_word {
+	CPU_WORD_1_ECX, CPU_WORD_1_EDX, CPU_WORD_7_EBX, CPU_WORD_7_ECX, CPU_WORD_7_EDX, CPU_WORD_EXT1_ECX, CPU_WORD_EXT1_EDX,
+	CPU_WORD_EXT8_EBX, CPU_WORD_EXT21_EAX, CPU_WORD_EXT21_ECX, CPU_WORD_COUNT
+};
+#define CPU_FEATURE(word, bit) ((word) * 32 + (bit))
+/* The features that an engine or a device model asks for. */
+enum cpu_feature {
+	CPU_FEATURE_SSE3 = CPU_FEATURE(CPU_WORD_1_ECX, 0),
+	CPU_FEATURE_PCLMUL = CPU_FEATURE(CPU_WORD_1_ECX, 1),
+	CPU_FEATURE_SSSE3 = CPU_FEATURE(CPU_WORD_1_ECX, 9),
+	CPU_FEATURE_FMA = CPU_FEATURE(CPU_WORD_1_ECX, 12),
+	CPU_FEATURE_CX16 = CPU_FEATURE(CPU_WORD_1_ECX, 13),
+	CPU_FEATURE_PCID = CPU_FEATURE(CPU_WORD_1_ECX, 17),
+	CPU_FEATURE_SSE41 = CPU_FEATURE(CPU_WORD_1_ECX, 19),
+	CPU_FEATURE_SSE42 = CPU_FEATURE(CPU_WORD_1_ECX, 20),
+	CPU_FEATURE_X2APIC = CPU_FEATURE(CPU_WORD_1_ECX, 21),
+	CPU_FEATURE_MOVBE = CPU_FEATURE(CPU_WORD_1_ECX, 22),
+	CPU_FEATURE_POPCNT = CPU_FEATURE(CPU_WORD_1_ECX, 23),
+	CPU_FEATURE_AES = CPU_FEATURE(CPU_WORD_1_ECX, 25),
+	CPU_FEATURE_XSAVE = CPU_FEATURE(CPU_WORD_1_ECX, 26),
+	CPU_FEATURE_AVX = CPU_FEATURE(CPU_WORD_1_ECX, 28),
+	CPU_FEATURE_F16C = CPU_FEATURE(CPU_WORD_1_ECX, 29),
+	CPU_FEATURE_RDRAND = CPU_FEATURE(CPU_WORD_1_ECX, 30),
+	CPU_FEATURE_FSGSBASE = CPU_FEATURE(CPU_WORD_7_EBX, 0),
+	CPU_FEATURE_BMI1 = CPU_FEATURE(CPU_WORD_7_EBX, 3),
+	CPU_FEATURE_AVX2 = CPU_FEATURE(CPU_WORD_7_EBX, 5),
+	CPU_FEATURE_SMEP = CPU_FEATURE(CPU_WORD_7_EBX, 7),
+	CPU_FEATURE_BMI2 = CPU_FEATURE(CPU_WORD_7_EBX, 8),
+	CPU_FEATURE_INVPCID = CPU_FEATURE(CPU_WORD_7_EBX, 10),
+	CPU_FEATURE_RDSEED = CPU_FEATURE(CPU_WORD_7_EBX, 18),
+	CPU_FEATURE_ADX = CPU_FEATURE(CPU_WORD_7_EBX, 19),
+	CPU_FEATURE_SMAP = CPU_FEATURE(CPU_WORD_7_EBX, 20),
+	CPU_FEATURE_CLFLUSHOPT = CPU_FEATURE(CPU_WORD_7_EBX, 23),
+	CPU_FEATURE_SHA = CPU_FEATURE(CPU_WORD_7_EBX, 29),
+	CPU_FEATURE_UMIP = CPU_FEATURE(CPU_WORD_7_ECX, 2),
+	CPU_FEATURE_SPEC_CTRL = CPU_FEATURE(CPU_WORD_7_EDX, 26), /* SPEC_CTRL and PRED_CMD MSRs (Intel) */
+	CPU_FEATURE_ARCH_CAPABILITIES = CPU_FEATURE(CPU_WORD_7_EDX, 29),
+	CPU_FEATURE_LZCNT = CPU_FEATURE(CPU_WORD_EXT1_ECX, 5),
+	CPU_FEATURE_PREFETCHW = CPU_FEATURE(CPU_WORD_EXT1_ECX, 8),
+	CPU_FEATURE_AUTOIBRS = CPU_FEATURE(CPU_WORD_EXT21_EAX, 8), /* EFER bit 21 may be set (AMD) */
+};
 
 struct error;
 /* Parses the argument of --cpu ("common", "common,+smap") and reads the host. 0, -EINVAL or -ENOTSUP. */
@@ -105,7 +154,23 @@ int cpu_model_create(const char *spec, unsigned cpu_count, struct cpu_model *mod
 /* CPUID as the guest sees it; state gives the dynamic bits (OSXSAVE, APIC enable), may be NULL. Any thread. */
 void cpu_cpuid(const struct cpu_model *model, const struct cpu_state *state, uint32_t leaf, uint32_t subleaf,
 	uint32_t out[4]);
-/* Bits of CR4 and XCR0 that the model lets a guest set; others fault. */
+static inline bool cpu_model_has(const struct cpu_model *model, enum cpu_feature feature)
+{
+	return model->host_features[feature / 32] >> (feature % 32) & 1;
+}
+/* The vendor is AMD or Hygon: their rules for SYSCALL/SYSENTER, null selectors and such apply. */
+bool cpu_model_is_amd(const struct cpu_model *model);
+/* Bits of CR4, XCR0 and EFER that the model lets a guest set; others fault. */
 uint64_t cpu_cr4_allowed(const struct cpu_model *model);
+uint64_t cpu_xcr0_allowed(const struct cpu_model *model);
+uint64_t cpu_efer_allowed(const struct cpu_model *model);
+/* IA32_ARCH_CAPABILITIES, to be offered if CPU_FEATURE_ARCH_CAPABILITIES. */
+uint64_t cpu_arch_capabilities(const struct cpu_model *model);
+/*
+ * MSRs that an operating system reads or writes for a vendor's sake and that carry no state here (machine check,
+ * microcode revision, AMD's HWCR and SYSCFG, …): the last resort of RDMSR and WRMSR. False: the access is #GP.
+ */
+bool cpu_msr_constant(const struct cpu_model *model, uint32_t msr, uint64_t *value);
+bool cpu_msr_ignored(const struct cpu_model *model, uint32_t msr);
 
 #endif

@@ -2,6 +2,7 @@
 #ifndef VMM_CPU_LAPIC_H
 #define VMM_CPU_LAPIC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum lapic_lvt { LVT_CMCI, LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
@@ -20,5 +21,11 @@ struct lapic_state {
 	uint64_t tsc_deadline;	  /* guest TSC value; 0 disarmed */
 	uint64_t isr[4], tmr[4], irr[4];
 };
+
+/*
+ * Power-up state of the APIC of a processor. As PC firmware expects to find and leave it, LINT0 of the bootstrap
+ * processor is in ExtINT mode and open ("virtual wire"), so that a kernel started without firmware gets the PIC.
+ */
+void cpu_lapic_reset(struct lapic_state *lapic, uint32_t id, bool bootstrap);
 
 #endif

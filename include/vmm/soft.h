@@ -26,12 +26,14 @@ extern const struct vcpu_backend soft_vcpu_ops;
 /* An APIC message from IOAPIC, MSI or another vcpu: routed by the vcpus' LDR/DFR/ID, posted. Any thread.
  * dest as in the message (8-bit xAPIC or 32-bit x2APIC); delivery_mode and vector as in the ICR. */
 void soft_deliver(struct soft_vm *vm, uint32_t dest, bool logical, uint8_t delivery_mode, uint8_t vector, bool level);
+/* An IPI as VCPU_EXIT_IPI reports it (vcpu_host.ipi): dest and the low word of the ICR, shorthands included. Any thread. */
+void soft_ipi(struct soft_vm *vm, unsigned from, uint32_t dest, uint32_t icr_low);
 /* The PIC's INTR output, wired to LINT0 of vcpu 0. Any thread. */
 void soft_set_extint(struct soft_vm *vm, bool level);
 /* Vectors whose EOI must exit. Any thread. */
 void soft_set_eoi_exit(struct soft_vm *vm, const uint64_t bitmap[4]);
 /* Answers guest writes at gpa by writing 1 to eventfd; gpa 0 removes. -ENOSPC when all slots are taken: then the
- * write arrives at the bus as any other. Only before the vcpus are created for the eventfd to be inherited; later
+ * write arrives at the bus as any other. Before the vcpus are created gpa 0 reserves a slot for the eventfd. Only before the vcpus are created for the eventfd to be inherited; later
  * calls may move or disable an eventfd that is already registered. */
 int soft_set_notify(struct soft_vm *vm, int eventfd, uint64_t gpa, uint32_t size);
 /* Lets writes to this port be posted (no answer needed, order kept). */

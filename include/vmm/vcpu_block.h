@@ -31,6 +31,8 @@
 #define INVALIDATE_RING_SIZE 256
 
 enum vcpu_turn { TURN_VMM, TURN_ENGINE };
+/* Or'ed into turn by the side that waits and has gone to sleep on the futex: the giver must wake it. */
+#define TURN_SLEEPER 0x100u
 
 /* Why the engine came back. */
 enum vcpu_exit_kind {
@@ -67,7 +69,10 @@ struct vcpu_exit {
 #define VCPU_EVENT_INVALIDATE (1u << 6) /* invalidate ring has entries: RAM was written under decoded code */
 #define VCPU_EVENT_TIMER (1u << 7)	/* set inside the vcpu process by its timer signal */
 
-/* A posted write: needs no answer, delivered in order before any other exit of this vcpu. */
+/*
+ * A posted write: needs no answer, delivered in order before any other exit of this vcpu, and soon: the engine wakes
+ * the VMM (TURN_SLEEPER) for the first one in an empty ring, but goes on with the guest.
+ */
 struct posted_write {
 	uint32_t space; /* enum bus_space */
 	uint32_t size;

@@ -248,6 +248,9 @@ bool lapic_extint_pending(struct engine *e);
 /* CLOCK_MONOTONIC ns of the next timer event, 0 none. */
 uint64_t lapic_next_deadline(struct engine *e);
 
+/* --- native.c: SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGTRAP inside one of its thunks; false: not its own. Signal handler. --- */
+bool native_signal(struct engine *e, int sig, void *siginfo, void *ucontext);
+
 uint64_t engine_guest_tsc(struct engine *e);
 
 #endif
