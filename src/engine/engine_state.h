@@ -103,6 +103,7 @@ struct engine {
 	struct tlb_entry tlb_data[TLB_ARRAYS][TLB_SIZE];
 	uint64_t tlb_used[TLB_ARRAYS][TLB_SIZE / 64];	/* entries with any tag of a non-global page */
 	uint64_t tlb_global[TLB_ARRAYS][TLB_SIZE / 64]; /* … of a global page */
+	uint64_t tlb_large[TLB_ARRAYS][TLB_SIZE / 64];	/* of either: part of a 2 MiB, 4 MiB or 1 GiB page */
 	const struct insn *current; /* the instruction that runs */
 	uint64_t insn_rip;	   /* its address (RIP, not linear) */
 	enum engine_mode mode;	   /* by engine_update_mode() */
@@ -115,8 +116,9 @@ struct engine {
 	bool delivering;	   /* inside exception_deliver() of something external or a fault: error codes get EXT */
 	bool restart;		   /* engine_restart_insn() */
 	bool align_check;	   /* CR0.AM, AC, CPL 3 */
-	uint32_t block_key;	   /* mode, privilege, TLB generation: validates jump cache entries */
-	uint32_t generation;
+	bool split_held;	   /* shared->split_lock is ours; a fault gives it back */
+	uint64_t block_key;	   /* mode, privilege, TLB generation: validates jump cache entries */
+	uint64_t generation;
 	uint64_t retired;	   /* instructions, since create */
 	uint64_t retire_limit;
 	bool leave_block;	   /* set by a handler: decoded code or the mode may have changed, look up again */
@@ -139,8 +141,9 @@ void engine_update_mode(struct engine *e);
 void engine_invalidate_range(struct engine *e, uint64_t offset, unsigned size);
 /* True if the memfd page holds decoded code of some vcpu. */
 bool engine_page_has_code(struct engine *e, uint64_t page);
-/* Translations changed: forget what was derived from virtual addresses. */
+/* Translations changed: forget what was derived from virtual addresses, all or those of one page. */
 void engine_forget_translations(struct engine *e);
+void engine_forget_page(struct engine *e, uint64_t gva);
 /* RAM page (number in the memfd) was or will be written: drops decoded blocks on it. */
 void engine_invalidate_page(struct engine *e, uint64_t page);
 void engine_invalidate_all(struct engine *e);
@@ -194,6 +197,13 @@ uint8_t *linear_span(struct engine *e, uint64_t gva, unsigned access, unsigned m
 /* Data breakpoints: called by slow paths. Matches become a #DB trap after the instruction. */
 void watch_check(struct engine *e, uint64_t gva, unsigned size, bool is_write);
 
+/*
+ * Resolves [gva, gva+size), within one page, for an access as seen by `array`: the hva if it is RAM that may be touched
+ * directly (for a write decoded code has been dropped), else NULL and *gpa. Faults.
+ */
+uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned access, enum tlb_array array, uint64_t *gpa);
+/* The array that an access belongs to. */
+enum tlb_array mmu_array(const struct engine *e, unsigned access);
 /* Translates for a debugger or a system access without faulting; ~0 if not mapped. */
 uint64_t mmu_translate(struct engine *e, uint64_t gva);
 /* Instruction fetch: the gpa of the code page at gva (faults as a fetch). hva NULL when it is not RAM. */

@@ -1,0 +1,378 @@
+/*
+ * The guest's page tables (SDM vol. 3, chapter 4) and the software TLB over them: none, 32-bit, PAE and 4-level
+ * paging. Accessed and dirty bits are set by compare-and-swap on the guest's own tables, since other vcpus and the
+ * guest itself change them at any time.
+ *
+ * The TLB holds 4 KiB translations only; parts of larger guest pages are marked so that INVLPG finds them all. PCIDs
+ * are not kept apart: a CR3 write drops everything that is not global, which the architecture permits.
+ */
+#include "engine/access.h"
+
+struct walk {
+	uint64_t gpa;
+	bool writable, user, nx, global, dirty, large;
+};
+
+struct walk_step {
+	uint64_t offset; /* of the entry, in the memfd */
+	uint64_t value;
+	bool wide; /* 8 bytes */
+};
+
+uint64_t ram_offset(const struct engine *e, uint64_t gpa, bool *readonly)
+{
+	for (unsigned n = 0; n < RAM_RANGE_MAX; n++) {
+		const struct ram_range *r = &e->block->ram.ranges[n];
+
+		if (r->size == 0)
+			break;
+		if (gpa - r->gpa < r->size) {
+			if (readonly)
+				*readonly = r->readonly != 0;
+			return r->offset + (gpa - r->gpa);
+		}
+	}
+	return ~0ull;
+}
+
+static uint64_t physical_mask(const struct engine *e)
+{
+	unsigned bits = e->block->model.phys_bits;
+
+	if (bits < 32 || bits > 52)
+		bits = 40;
+	return (1ull << bits) - 1;
+}
+
+/* Reads the table entry at gpa; entries outside of RAM are not present. */
+static void read_entry(struct engine *e, uint64_t gpa, bool wide, struct walk_step *step)
+{
+	step->offset = ram_offset(e, gpa, NULL);
+	step->wide = wide;
+	if (step->offset == ~0ull)
+		step->value = 0;
+	else
+		step->value = host_load((uint64_t)(uintptr_t)e->ram + step->offset, wide ? 8 : 4);
+}
+
+/* False: somebody else changed the entry, walk again. */
+static bool set_bits(struct engine *e, const struct walk_step *step, uint64_t bits)
+{
+	void *p = e->ram + step->offset;
+
+	if ((step->value & bits) == bits)
+		return true;
+	if (engine_unlikely(engine_page_has_code(e, step->offset >> 12)))
+		engine_invalidate_range(e, step->offset, step->wide ? 8 : 4);
+	if (step->wide) {
+		uint64_t old = step->value;
+
+		return __atomic_compare_exchange_n((uint64_t *)p, &old, old | bits, false, __ATOMIC_SEQ_CST,
+			__ATOMIC_SEQ_CST);
+	}
+	uint32_t old = (uint32_t)step->value;
+
+	return __atomic_compare_exchange_n((uint32_t *)p, &old, old | (uint32_t)bits, false, __ATOMIC_SEQ_CST,
+		__ATOMIC_SEQ_CST);
+}
+
+/* Follows the tables. Returns −1 and fills in *w and the steps, or the P/RSVD part of the error code. */
+static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct walk_step *steps, unsigned *count)
+{
+	const struct cpu_state *cpu = e->cpu;
+	uint64_t reserved = ~physical_mask(e) & 0x000fffffffffffffull;
+	bool wide = (cpu->cr4 & CR4_PAE) != 0;
+	bool long_mode = (cpu->efer & EFER_LMA) != 0;
+	unsigned bits = wide ? 9 : 10;
+	unsigned level = long_mode ? 4 : wide ? 3 : 2;
+	uint64_t table = long_mode ? cpu->cr3 & 0x000ffffffffff000ull :
+			 wide	   ? cpu->cr3 & 0xffffffe0ull :
+				     cpu->cr3 & 0xfffff000ull;
+
+	w->writable = w->user = true;
+	w->nx = w->global = w->large = false;
+	*count = 0;
+	if (!(cpu->efer & EFER_NXE))
+		reserved |= PTE_NX;
+	for (;; level--) {
+		unsigned shift = 12 + (level - 1) * bits;
+		uint64_t index = (gva >> shift) & ((1u << bits) - 1);
+		struct walk_step *step = &steps[*count];
+		bool pdpte = wide && !long_mode && level == 3;
+		uint64_t v;
+
+		if (pdpte)
+			index &= 3;
+		read_entry(e, table + index * (wide ? 8 : 4), wide, step);
+		v = step->value;
+		if (!(v & PTE_P))
+			return 0;
+		if (pdpte) {
+			/* No permissions, no A bit (SDM vol. 3, 4.4.1). */
+			if (v & ((reserved & ~PTE_NX) | 0x1e6ull | PTE_NX))
+				return PF_RSVD | PF_P;
+			table = v & 0x000ffffffffff000ull;
+			continue;
+		}
+		(*count)++;
+		if (wide && (v & (reserved | (long_mode ? 0 : 0x7ff0000000000000ull))))
+			return PF_RSVD | PF_P;
+		w->writable = w->writable && (v & PTE_W);
+		w->user = w->user && (v & PTE_U);
+		w->nx = w->nx || (wide && (v & PTE_NX));
+		if (level > 1 && (v & PTE_PS)) {
+			uint64_t low = (1ull << shift) - 1, frame;
+
+			if (level == 4)
+				return PF_RSVD | PF_P;
+			if (wide) {
+				if (v & low & ~0x1fffull)
+					return PF_RSVD | PF_P;
+				frame = v & 0x000ffffffffff000ull & ~low;
+			} else {
+				if (!(cpu->cr4 & CR4_PSE))
+					goto descend;
+				if (v & (1u << 21))
+					return PF_RSVD | PF_P;
+				frame = (v & 0xffc00000u) | ((v >> 13 & 0xff) << 32); /* PSE-36 */
+			}
+			w->gpa = frame | (gva & low);
+			w->large = true;
+			break;
+		}
+		if (level == 1) {
+			w->gpa = (v & (wide ? 0x000ffffffffff000ull : 0xfffff000ull)) | (gva & 0xfff);
+			break;
+		}
+descend:
+		table = v & (wide ? 0x000ffffffffff000ull : 0xfffff000ull);
+	}
+	w->dirty = (steps[*count - 1].value & PTE_D) != 0;
+	w->global = (steps[*count - 1].value & PTE_G) && (cpu->cr4 & CR4_PGE);
+	return -1;
+}
+
+static bool may_access(const struct engine *e, const struct walk *w, unsigned access, enum tlb_array array)
+{
+	uint64_t cr0 = e->cpu->cr0;
+
+	if (array == TLB_USER) {
+		if (!w->user)
+			return false;
+		return (access & ACCESS_EXEC) ? !w->nx : (access & ACCESS_WRITE) ? w->writable : true;
+	}
+	if (access & ACCESS_EXEC)
+		return !w->nx && !(w->user && (e->cpu->cr4 & CR4_SMEP));
+	if (w->user && array == TLB_SMAP)
+		return false;
+	return !(access & ACCESS_WRITE) || w->writable || !(cr0 & CR0_WP);
+}
+
+/* −1, or the error code of the page fault. */
+static int mmu_walk(struct engine *e, uint64_t gva, unsigned access, enum tlb_array array, struct walk *w)
+{
+	struct walk_step steps[4];
+	unsigned count;
+	int error;
+
+	if (!(e->cpu->cr0 & CR0_PG)) {
+		*w = (struct walk){ .gpa = (uint32_t)gva, .writable = true, .user = true, .dirty = true };
+		return -1;
+	}
+again:
+	error = walk_tables(e, gva, w, steps, &count);
+	if (error < 0 && !may_access(e, w, access, array))
+		error = PF_P;
+	if (error >= 0) {
+		if (access & ACCESS_WRITE)
+			error |= PF_W;
+		if (array == TLB_USER)
+			error |= PF_U;
+		if ((access & ACCESS_EXEC) && ((e->cpu->cr4 & CR4_SMEP) ||
+				((e->cpu->cr4 & CR4_PAE) && (e->cpu->efer & EFER_NXE))))
+			error |= PF_I;
+		return error;
+	}
+	for (unsigned n = 0; n < count; n++) {
+		uint64_t bits = PTE_A;
+
+		if (n == count - 1 && (access & ACCESS_WRITE)) {
+			bits |= PTE_D;
+			w->dirty = true;
+		}
+		if (engine_unlikely(!set_bits(e, &steps[n], bits)))
+			goto again;
+	}
+	return -1;
+}
+
+static bool has_nonflat_paging(const struct engine *e)
+{
+	return (e->cpu->cr0 & CR0_PG) != 0;
+}
+
+enum tlb_array mmu_array(const struct engine *e, unsigned access)
+{
+	bool smap = (e->cpu->cr4 & CR4_SMAP) != 0;
+
+	if (access & ACCESS_SYSTEM)
+		return smap ? TLB_SMAP : TLB_SUPERVISOR;
+	if (e->cpl == 3)
+		return TLB_USER;
+	return smap && !(e->cpu->rflags & FLAG_AC) ? TLB_SMAP : TLB_SUPERVISOR;
+}
+
+static void fill(struct engine *e, uint64_t gva, enum tlb_array array, const struct walk *w, uint64_t offset,
+	bool readonly)
+{
+	unsigned index = (gva >> 12) & (TLB_SIZE - 1);
+	struct tlb_entry *t = &e->tlb_data[array][index];
+	uint64_t page = gva & ~0xfffull, bit = 1ull << (index & 63);
+	/* With paging off permissions are all open: a user array then has them too. */
+	bool open = !has_nonflat_paging(e);
+	bool code = engine_page_has_code(e, offset >> 12);
+
+	e->stats->tlb_fills++;
+	t->read = open || may_access(e, w, ACCESS_READ, array) ? page : TLB_NO_TAG;
+	t->write = w->dirty && !readonly && !code && (open || may_access(e, w, ACCESS_WRITE, array)) ? page : TLB_NO_TAG;
+	t->exec = open || may_access(e, w, ACCESS_EXEC, array) ? page : TLB_NO_TAG;
+	t->delta = (uintptr_t)e->ram + (offset & ~0xfffull) - page;
+	e->tlb_used[array][index / 64] |= bit;
+	if (w->global)
+		e->tlb_global[array][index / 64] |= bit;
+	else
+		e->tlb_global[array][index / 64] &= ~bit;
+	if (w->large)
+		e->tlb_large[array][index / 64] |= bit;
+	else
+		e->tlb_large[array][index / 64] &= ~bit;
+}
+
+uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned access, enum tlb_array array,
+	uint64_t *gpa)
+{
+	struct tlb_entry *t = &e->tlb_data[array][(gva >> 12) & (TLB_SIZE - 1)];
+	uint64_t tag = (access & ACCESS_EXEC) ? t->exec : (access & ACCESS_WRITE) ? t->write : t->read;
+	struct walk w;
+	uint64_t offset;
+	bool readonly = false;
+	int error;
+
+	if (tag == (gva & ~0xfffull))
+		return (uint8_t *)(uintptr_t)(gva + t->delta);
+	if ((e->cpu->efer & EFER_LMA) && (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
+		engine_raise_error(e, EXC_GP, 0);
+	error = mmu_walk(e, gva, access, array, &w);
+	if (error >= 0)
+		engine_raise_page(e, gva, (uint32_t)error);
+	*gpa = w.gpa;
+	offset = ram_offset(e, w.gpa, &readonly);
+	if (offset == ~0ull)
+		return NULL;
+	if (access & ACCESS_WRITE) {
+		if (readonly)
+			return NULL;
+		if (engine_page_has_code(e, offset >> 12))
+			engine_invalidate_range(e, offset, size);
+	}
+	fill(e, gva, array, &w, offset, readonly);
+	return e->ram + offset;
+}
+
+uint64_t mmu_translate(struct engine *e, uint64_t gva)
+{
+	struct walk_step steps[4];
+	struct walk w;
+	unsigned count;
+
+	if (!(e->cpu->cr0 & CR0_PG))
+		return (uint32_t)gva;
+	return walk_tables(e, gva, &w, steps, &count) < 0 ? w.gpa : ~0ull;
+}
+
+uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva)
+{
+	uint64_t gpa = 0;
+
+	*hva = mmu_resolve(e, gva & ~0xfffull, 1, ACCESS_EXEC, mmu_array(e, ACCESS_EXEC), &gpa);
+	return gpa;
+}
+
+static void drop(struct engine *e, unsigned array, unsigned index)
+{
+	struct tlb_entry *t = &e->tlb_data[array][index];
+
+	t->read = t->write = t->exec = TLB_NO_TAG;
+}
+
+void mmu_flush_all(struct engine *e)
+{
+	e->stats->tlb_flushes_all++;
+	for (unsigned array = 0; array < TLB_ARRAYS; array++) {
+		for (unsigned n = 0; n < TLB_SIZE / 64; n++) {
+			for (uint64_t bits = e->tlb_used[array][n]; bits; bits &= bits - 1)
+				drop(e, array, n * 64 + (unsigned)__builtin_ctzll(bits));
+			e->tlb_used[array][n] = e->tlb_global[array][n] = e->tlb_large[array][n] = 0;
+		}
+	}
+	engine_forget_translations(e);
+}
+
+void mmu_flush_nonglobal(struct engine *e)
+{
+	e->stats->tlb_flushes_nonglobal++;
+	for (unsigned array = 0; array < TLB_ARRAYS; array++) {
+		for (unsigned n = 0; n < TLB_SIZE / 64; n++) {
+			uint64_t global = e->tlb_global[array][n];
+
+			for (uint64_t bits = e->tlb_used[array][n] & ~global; bits; bits &= bits - 1)
+				drop(e, array, n * 64 + (unsigned)__builtin_ctzll(bits));
+			e->tlb_used[array][n] &= global;
+			e->tlb_large[array][n] &= global;
+		}
+	}
+	engine_forget_translations(e);
+}
+
+void mmu_flush_page(struct engine *e, uint64_t gva)
+{
+	unsigned index = (gva >> 12) & (TLB_SIZE - 1);
+	bool large = false;
+
+	e->stats->tlb_flushes_page++;
+	for (unsigned array = 0; array < TLB_ARRAYS; array++) {
+		drop(e, array, index);
+		for (unsigned n = 0; n < TLB_SIZE / 64; n++) {
+			for (uint64_t bits = e->tlb_large[array][n]; bits; bits &= bits - 1) {
+				unsigned k = n * 64 + (unsigned)__builtin_ctzll(bits);
+				struct tlb_entry *t = &e->tlb_data[array][k];
+				uint64_t page = t->read & t->write & t->exec;
+
+				if (page == TLB_NO_TAG || (page >> 30) != (gva >> 30))
+					continue;
+				large = large || t->exec != TLB_NO_TAG;
+				drop(e, array, k);
+			}
+		}
+	}
+	if (large)
+		engine_forget_translations(e);
+	else
+		engine_forget_page(e, gva);
+}
+
+void mmu_protect_code(struct engine *e, uint64_t page)
+{
+	uintptr_t hva = (uintptr_t)e->ram + (page << 12);
+
+	for (unsigned array = 0; array < TLB_ARRAYS; array++) {
+		for (unsigned n = 0; n < TLB_SIZE / 64; n++) {
+			for (uint64_t bits = e->tlb_used[array][n]; bits; bits &= bits - 1) {
+				struct tlb_entry *t = &e->tlb_data[array][n * 64 + (unsigned)__builtin_ctzll(bits)];
+
+				if (t->write != TLB_NO_TAG && t->write + t->delta == hva)
+					t->write = TLB_NO_TAG;
+			}
+		}
+	}
+}
