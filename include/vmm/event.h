@@ -57,6 +57,8 @@ int event_post(struct event_loop *loop, event_fn fn, void *ctx);
  */
 int event_add_poll_hook(struct event_loop *loop, void (*prepare)(void *ctx, int *timeout_ms),
 	void (*dispatched)(void *ctx), void *ctx);
+/* Removes the hook with this ctx, if there is one. Device lock held, not from within a hook. */
+void event_remove_poll_hook(struct event_loop *loop, void *ctx);
 
 /* A pool of threads for blocking work. work() runs on a worker without the device lock, done() on the loop's thread. */
 int worker_pool_create(struct event_loop *loop, unsigned threads, struct worker_pool **pool, struct error *err);

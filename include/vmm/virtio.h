@@ -159,7 +159,10 @@ int virtqueue_pop(struct virtqueue *vq, struct virtio_chain *chain);
 void virtqueue_unpop(struct virtqueue *vq, unsigned n);
 /* True if no chain is available. */
 bool virtqueue_empty(struct virtqueue *vq);
-/* Sets, for event index or flags, whether the guest should notify about new buffers. */
+/* How many chains the guest says are available (unchecked). */
+uint16_t virtqueue_available(struct virtqueue *vq);
+/* Sets, by event index or flags, whether the guest should notify about buffers that it adds after those available
+ * now. After wanted = true the caller looks at the queue once more. */
 void virtqueue_set_notify(struct virtqueue *vq, bool wanted);
 /* Returns a chain to the guest with the number of bytes written to it; no interrupt yet. */
 void virtqueue_push(struct virtqueue *vq, uint16_t head, uint32_t written);

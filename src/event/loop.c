@@ -263,3 +263,13 @@ int event_add_poll_hook(struct event_loop *loop, void (*prepare)(void *ctx, int 
 	loop->hooks[loop->hook_count++] = (struct poll_hook){prepare, dispatched, ctx};
 	return 0;
 }
+
+void event_remove_poll_hook(struct event_loop *loop, void *ctx)
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < loop->hook_count; i++)
+		if (loop->hooks[i].ctx != ctx)
+			loop->hooks[kept++] = loop->hooks[i];
+	loop->hook_count = kept;
+}

@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "vmm/bytes.h"
-#include "vmm/cpu_layout.h"
 #include "vmm/error.h"
+#include "vmm/mem.h"
 #include "pci_internal.h"
 
 #define CONFIG_PORT 0xcf8

@@ -79,9 +79,14 @@ static bool queue_usable(const struct virtqueue *vq)
 	return vq->state.enabled && virtio_running(vq->dev);
 }
 
+uint16_t virtqueue_available(struct virtqueue *vq)
+{
+	return queue_usable(vq) ? ring_load(vq->avail_hva + 2) - vq->state.avail_next : 0;
+}
+
 bool virtqueue_empty(struct virtqueue *vq)
 {
-	return !queue_usable(vq) || ring_load(vq->avail_hva + 2) == vq->state.avail_next;
+	return !virtqueue_available(vq);
 }
 
 void virtqueue_set_notify(struct virtqueue *vq, bool wanted)
@@ -94,7 +99,7 @@ void virtqueue_set_notify(struct virtqueue *vq, bool wanted)
 		if (!wanted)
 			return; /* the event index stays behind, which is enough */
 		at = avail_event_offset(vq);
-		ring_store(vq->used_hva + at, vq->state.avail_next);
+		ring_store(vq->used_hva + at, ring_load(vq->avail_hva + 2));
 	} else {
 		ring_store(vq->used_hva, wanted ? 0 : USED_NO_NOTIFY);
 	}
