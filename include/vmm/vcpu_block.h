@@ -29,6 +29,7 @@
 #define NOTIFY_MAX 64
 #define POSTED_RING_SIZE 256
 #define INVALIDATE_RING_SIZE 256
+#define CODE_NEWS_SIZE 512
 
 enum vcpu_turn { TURN_VMM, TURN_ENGINE };
 /* Or'ed into turn by the side that waits and has gone to sleep on the futex: the giver must wake it. */
@@ -134,7 +135,13 @@ struct vm_shared {
 	_Atomic uint64_t eoi_exit[4]; /* vectors whose EOI the IOAPIC must hear */
 	_Atomic uint32_t split_lock;  /* taken for locked accesses that no host instruction can do */
 	uint32_t reserved;
-	/* One bit per page of the RAM memfd: some vcpu holds decoded code of it. Set by engines, read by the VMM. */
+	/*
+	 * News about code pages between engines, in order: page << 1 | (1: written, drop its blocks; 0: has code now, stop
+	 * writing to it directly). Appended under code_lock.
+	 */
+	_Atomic uint32_t code_lock, code_head;
+	_Atomic uint64_t code_news[CODE_NEWS_SIZE];
+	/* One bit per page of the RAM memfd: some vcpu holds decoded code of it. Set and cleared by engines, read by the VMM. */
 	_Atomic uint64_t code_pages[]; /* file_size / 4096 bits */
 };
 

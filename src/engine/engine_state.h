@@ -119,6 +119,12 @@ struct engine {
 	bool split_held;	   /* shared->split_lock is ours; a fault gives it back */
 	uint64_t block_key;	   /* mode, privilege, TLB generation: validates jump cache entries */
 	uint64_t generation;
+	const struct insn *run_first; /* first instruction of the run that is not yet in `retired` */
+	/* What deliver() is delivering: survives the longjmp of a fault inside. */
+	uint8_t deliver_vector, deliver_how, deliver_depth;
+	bool deliver_has_error;
+	bool disarmed;		   /* deliver() has taken fault_jump for itself */
+	uint32_t deliver_error;
 	uint64_t retired;	   /* instructions, since create */
 	uint64_t retire_limit;
 	bool leave_block;	   /* set by a handler: decoded code or the mode may have changed, look up again */
@@ -168,6 +174,9 @@ insn_fn segment_handler(const struct insn *i, const struct decoded *d);
 insn_fn system_handler(const struct insn *i, const struct decoded *d);
 /* Last in the row: everything that the CPU model offers and nobody else handles; fills in i->native. NULL: #UD. */
 insn_fn native_handler(struct engine *e, struct insn *i, const struct decoded *d, const uint8_t *bytes);
+/* Takes e->native; -ENOMEM. destroy copes with what create did not do. */
+int native_create(struct engine *e);
+void native_destroy(struct engine *e);
 void op_undefined(struct engine *e, const struct insn *i); /* #UD */
 
 /* --- access.c, mmu.c: memory by segment:offset and by linear address --- */

@@ -1,0 +1,352 @@
+/*
+ * The decoded-block cache. A block is a run of instructions within one page of RAM, keyed by its offset in the memfd and
+ * the decoding mode, so that processes share the blocks of a shared page. In front of the hash stands a small direct-mapped
+ * table by linear address, valid as long as no translation has changed (engine.block_key).
+ *
+ * Keeping it true to memory: a page's bit in vm_shared.code_pages is set, and its write tags are dropped, before its
+ * bytes are read; from then on writes by this vcpu take the slow path, which calls engine_invalidate_range(). Other vcpus
+ * are told through vm_shared.code_news, which they read between blocks; the VMM tells of device writes through the
+ * invalidate ring. Dropped blocks keep their memory until the arenas are full and everything is dropped at once: that
+ * happens only in a look-up, never under an executing block.
+ */
+#include "engine/blocks.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#define BLOCKS_MAX (1u << 17)
+#define INSNS_MAX (1u << 19)
+#define HASH_SIZE (1u << 17)
+#define BLOCK_INSNS 32
+#define INSN_BYTES 15
+
+static void *take_memory(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+int blocks_create(struct engine *e)
+{
+	struct block_cache *c = take_memory(sizeof(*c));
+
+	if (!c)
+		return -ENOMEM;
+	e->blocks = c;
+	c->page_count = (e->block->ram.file_size + 4095) / 4096;
+	c->blocks = take_memory(BLOCKS_MAX * sizeof(*c->blocks));
+	c->insns = take_memory(INSNS_MAX * sizeof(*c->insns));
+	c->hash = take_memory(HASH_SIZE * sizeof(*c->hash));
+	c->pages = take_memory((c->page_count + 1) * sizeof(*c->pages));
+	c->news_seen = atomic_load(&e->shared->code_head);
+	if (!c->blocks || !c->insns || !c->hash || !c->pages)
+		return -ENOMEM;
+	c->single.insns = &c->single_insn;
+	c->single.key = BLOCK_DEAD;
+	c->single.count = 1;
+	return 0;
+}
+
+void blocks_destroy(struct engine *e)
+{
+	struct block_cache *c = e->blocks;
+
+	if (!c)
+		return;
+	if (c->blocks)
+		munmap(c->blocks, BLOCKS_MAX * sizeof(*c->blocks));
+	if (c->insns)
+		munmap(c->insns, INSNS_MAX * sizeof(*c->insns));
+	if (c->hash)
+		munmap(c->hash, HASH_SIZE * sizeof(*c->hash));
+	if (c->pages)
+		munmap(c->pages, (c->page_count + 1) * sizeof(*c->pages));
+	munmap(c, sizeof(*c));
+	e->blocks = NULL;
+}
+
+/* --- what vcpus tell each other --- */
+
+static _Atomic uint64_t *code_word(struct engine *e, uint64_t page)
+{
+	return &e->shared->code_pages[page / 64];
+}
+
+bool engine_page_has_code(struct engine *e, uint64_t page)
+{
+	return atomic_load_explicit(code_word(e, page), memory_order_relaxed) >> (page & 63) & 1;
+}
+
+static void publish(struct engine *e, uint64_t page, bool written)
+{
+	struct vm_shared *s = e->shared;
+	uint32_t expected = 0, head;
+
+	if (s->cpu_count < 2)
+		return;
+	while (!atomic_compare_exchange_weak(&s->code_lock, &expected, 1)) {
+		expected = 0;
+		sched_yield();
+	}
+	head = atomic_load(&s->code_head);
+	atomic_store(&s->code_news[head % CODE_NEWS_SIZE], page << 1 | written);
+	atomic_store(&s->code_head, head + 1);
+	if (e->blocks->news_seen == head)
+		e->blocks->news_seen = head + 1;
+	atomic_store(&s->code_lock, 0);
+}
+
+void blocks_take_news(struct engine *e)
+{
+	struct vm_shared *s = e->shared;
+	uint32_t head = atomic_load(&s->code_head), seen = e->blocks->news_seen;
+
+	if (head == seen)
+		return;
+	if (head - seen <= CODE_NEWS_SIZE / 2) {
+		for (; seen != head; seen++) {
+			uint64_t news = atomic_load(&s->code_news[seen % CODE_NEWS_SIZE]);
+
+			if (news & 1)
+				engine_invalidate_page(e, news >> 1);
+			else
+				mmu_protect_code(e, news >> 1);
+		}
+		/* Not overtaken while reading? */
+		if (atomic_load(&s->code_head) - e->blocks->news_seen <= CODE_NEWS_SIZE) {
+			e->blocks->news_seen = head;
+			return;
+		}
+	}
+	e->blocks->news_seen = head;
+	engine_invalidate_all(e);
+	mmu_flush_all(e);
+}
+
+/* --- dropping --- */
+
+static unsigned hash_of(uint64_t key)
+{
+	return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> 47) & (HASH_SIZE - 1);
+}
+
+static void unhash(struct block_cache *c, struct block *b)
+{
+	uint32_t *link = &c->hash[hash_of(b->key)];
+	uint32_t id = (uint32_t)(b - c->blocks) + 1;
+
+	while (*link && *link != id)
+		link = &c->blocks[*link - 1].next_in_hash;
+	if (*link)
+		*link = b->next_in_hash;
+}
+
+void engine_invalidate_page(struct engine *e, uint64_t page)
+{
+	struct block_cache *c = e->blocks;
+	struct block_page *p;
+
+	if (page >= c->page_count)
+		return;
+	p = &c->pages[page];
+	if (!p->first)
+		return;
+	for (uint32_t id = p->first; id; id = c->blocks[id - 1].next_in_page) {
+		struct block *b = &c->blocks[id - 1];
+
+		unhash(c, b);
+		b->key = BLOCK_DEAD;
+		e->stats->blocks_invalidated++;
+	}
+	p->first = 0;
+	p->chunks = 0;
+	engine_forget_translations(e);
+	e->leave_block = true;
+}
+
+void engine_invalidate_range(struct engine *e, uint64_t offset, unsigned size)
+{
+	struct block_cache *c = e->blocks;
+	uint64_t page = offset >> 12, chunks;
+	unsigned first = (offset & 0xfff) / 64, last = ((offset & 0xfff) + size - 1) / 64;
+
+	if (page >= c->page_count)
+		return;
+	if (last > 63)
+		last = 63;
+	chunks = (~0ull << first) & (~0ull >> (63 - last));
+	/* Alone on the machine: data beside code in a page costs no decoded code. */
+	if (e->shared->cpu_count < 2 && !(c->pages[page].chunks & chunks))
+		return;
+	atomic_fetch_and(code_word(e, page), ~(1ull << (page & 63)));
+	engine_invalidate_page(e, page);
+	publish(e, page, true);
+}
+
+void engine_invalidate_all(struct engine *e)
+{
+	struct block_cache *c = e->blocks;
+
+	for (uint32_t n = 0; n < c->blocks_used; n++) {
+		struct block *b = &c->blocks[n];
+
+		if (b->key == BLOCK_DEAD)
+			continue;
+		c->hash[hash_of(b->key)] = 0;
+		c->pages[b->key >> 14].first = 0;
+		c->pages[b->key >> 14].chunks = 0;
+		b->key = BLOCK_DEAD;
+		e->stats->blocks_invalidated++;
+	}
+	engine_forget_translations(e);
+	e->leave_block = true;
+}
+
+void engine_forget_page(struct engine *e, uint64_t gva)
+{
+	struct jump_entry *j = &e->blocks->jump[jump_page(gva) << 6];
+
+	for (unsigned n = 0; n < 64; n++)
+		j[n].key = 0;
+}
+
+/* --- finding and decoding --- */
+
+static void mark_code(struct engine *e, uint64_t page)
+{
+	uint64_t bit = 1ull << (page & 63);
+
+	if (!(atomic_fetch_or(code_word(e, page), bit) & bit)) {
+		mmu_protect_code(e, page);
+		publish(e, page, false);
+	}
+}
+
+static struct block *decode_block(struct engine *e, uint64_t offset)
+{
+	struct block_cache *c = e->blocks;
+	uint64_t page = offset >> 12;
+	unsigned left = 4096 - (offset & 0xfff);
+	struct block *b;
+	struct insn *insns;
+	unsigned count = 0, bytes = 0;
+	uint32_t *link;
+
+	if (c->blocks_used == BLOCKS_MAX || c->insns_used + BLOCK_INSNS > INSNS_MAX) {
+		engine_invalidate_all(e);
+		c->blocks_used = c->insns_used = 0;
+	}
+	mark_code(e, page);
+	b = &c->blocks[c->blocks_used];
+	insns = &c->insns[c->insns_used];
+	while (count < BLOCK_INSNS && bytes < left) {
+		unsigned length = decode_insn(e, e->mode, e->ram + offset + bytes, left - bytes, &insns[count]);
+
+		if (length == 0)
+			break;
+		bytes += length;
+		if (insns[count++].flags & INSN_ENDS_BLOCK)
+			break;
+	}
+	if (count == 0)
+		return NULL;
+	c->blocks_used++;
+	c->insns_used += count;
+	e->stats->blocks_decoded++;
+	b->key = offset << 2 | e->mode;
+	b->insns = insns;
+	b->count = (uint16_t)count;
+	b->bytes = (uint16_t)bytes;
+	link = &c->hash[hash_of(b->key)];
+	b->next_in_hash = *link;
+	*link = c->blocks_used;
+	b->next_in_page = c->pages[page].first;
+	c->pages[page].first = c->blocks_used;
+	for (unsigned n = (offset & 0xfff) / 64; n <= ((offset & 0xfff) + bytes - 1) / 64; n++)
+		c->pages[page].chunks |= 1ull << n;
+	return b;
+}
+
+/* An instruction that crosses pages or is not in RAM: decoded each time. */
+static const struct block *decode_single(struct engine *e, uint64_t linear)
+{
+	struct block_cache *c = e->blocks;
+	uint8_t bytes[INSN_BYTES + 1];
+	unsigned left = 4096 - (linear & 0xfff), have = 0;
+	unsigned want = left < INSN_BYTES ? left : INSN_BYTES;
+
+	for (;;) {
+		uint64_t at = linear + have, gpa;
+		const uint8_t *hva;
+
+		if (e->mode != MODE_64)
+			at = (uint32_t)at;
+		gpa = mmu_fetch_page(e, at, &hva);
+		for (; have < want; have++, at++)
+			bytes[have] = hva ? hva[at & 0xfff] : (uint8_t)physical_read(e, (gpa & ~0xfffull) | (at & 0xfff), 1);
+		if (decode_insn(e, e->mode, bytes, have, &c->single_insn))
+			break;
+		if (have == INSN_BYTES)
+			engine_raise_error(e, EXC_GP, 0);
+		want = INSN_BYTES;
+	}
+	c->single.bytes = c->single_insn.length;
+	c->single.count = 1;
+	return &c->single;
+}
+
+/* Outside of 64-bit mode: the part of a block that lies within CS's limit; #GP if not even one instruction does. */
+static const struct block *limit_block(struct engine *e, const struct block *b, uint64_t rip)
+{
+	struct block_cache *c = e->blocks;
+	uint32_t limit = e->cpu->seg[SEG_CS].limit;
+
+	if (engine_likely(rip + b->bytes - 1 <= limit))
+		return b;
+	if (rip + b->insns[0].length - 1 > limit)
+		engine_raise_error(e, EXC_GP, 0);
+	c->single_insn = b->insns[0];
+	c->single.bytes = c->single_insn.length;
+	return &c->single;
+}
+
+const struct block *blocks_lookup(struct engine *e, uint64_t linear)
+{
+	struct block_cache *c = e->blocks;
+	const struct block *b = NULL;
+	struct tlb_entry *t;
+	uint64_t rip = linear, key, offset;
+
+	e->insn_rip = rip;
+	e->current = NULL;
+	e->stats->block_lookups++;
+	if (!e->flat)
+		linear = (uint32_t)(e->cpu->seg[SEG_CS].base + rip);
+	t = &e->tlb_data[mmu_array(e, ACCESS_EXEC)][(linear >> 12) & (TLB_SIZE - 1)];
+	if (engine_likely(t->exec == (linear & ~0xfffull))) {
+		offset = linear + t->delta - (uintptr_t)e->ram;
+	} else {
+		const uint8_t *hva;
+
+		mmu_fetch_page(e, linear, &hva);
+		if (!hva)
+			return decode_single(e, linear);
+		offset = (uint64_t)(hva - e->ram) + (linear & 0xfff);
+	}
+	key = offset << 2 | e->mode;
+	for (uint32_t id = c->hash[hash_of(key)]; id; id = c->blocks[id - 1].next_in_hash) {
+		if (c->blocks[id - 1].key == key) {
+			b = &c->blocks[id - 1];
+			break;
+		}
+	}
+	if (!b)
+		b = decode_block(e, offset);
+	if (!b)
+		b = decode_single(e, linear);
+	else if (e->flat)
+		c->jump[jump_index(linear)] = (struct jump_entry){ linear, e->block_key, b };
+	return e->flat ? b : limit_block(e, b, rip);
+}

@@ -1,0 +1,76 @@
+/* The decoded-block cache (blocks.c), as the main loop uses it. */
+#ifndef ENGINE_BLOCKS_H
+#define ENGINE_BLOCKS_H
+
+#include "engine/access.h"
+
+struct block {
+	uint64_t key;	       /* offset in the memfd << 2 | mode; BLOCK_DEAD once dropped */
+	const struct insn *insns;
+	uint32_t next_in_hash; /* index + 1, 0 ends */
+	uint32_t next_in_page;
+	uint16_t count;	       /* instructions */
+	uint16_t bytes;
+};
+#define BLOCK_DEAD ~0ull
+
+#define JUMP_BITS 12
+struct jump_entry {
+	uint64_t linear;
+	uint64_t key; /* engine.block_key when it was entered */
+	const struct block *block;
+};
+
+struct block_page {
+	uint32_t first;	 /* block index + 1 */
+	uint32_t reserved;
+	uint64_t chunks; /* bit n: bytes 64n..64n+63 were decoded */
+};
+
+struct block_cache {
+	struct jump_entry jump[1 << JUMP_BITS];
+	struct block *blocks;
+	struct insn *insns;
+	uint32_t *hash;
+	struct block_page *pages;
+	uint64_t page_count;
+	uint32_t blocks_used, insns_used;
+	uint32_t news_seen; /* of vm_shared.code_head */
+	struct block single; /* an instruction that may not be cached */
+	struct insn single_insn;
+};
+
+int blocks_create(struct engine *e);
+void blocks_destroy(struct engine *e);
+/* The slow way: through the TLB and the hash, or decodes. Faults as an instruction fetch. */
+const struct block *blocks_lookup(struct engine *e, uint64_t linear);
+
+/* Entries of one page lie in 64 neighbours, so that INVLPG can drop them. */
+static inline unsigned jump_page(uint64_t linear)
+{
+	return (unsigned)((linear >> 12) ^ (linear >> 18)) & 63;
+}
+
+static inline unsigned jump_index(uint64_t linear)
+{
+	return jump_page(linear) << 6 | (((unsigned)linear ^ (unsigned)(linear >> 6)) & 63);
+}
+
+static inline const struct block *blocks_find(struct engine *e)
+{
+	uint64_t linear = e->cpu->gpr[GPR_RIP];
+	const struct jump_entry *j = &e->blocks->jump[jump_index(linear)];
+
+	if (engine_likely(e->flat && j->linear == linear && j->key == e->block_key))
+		return j->block;
+	return blocks_lookup(e, linear);
+}
+
+/* Other vcpus have written to code or decoded new code. */
+static inline bool blocks_news(const struct engine *e)
+{
+	return atomic_load_explicit(&e->shared->code_head, memory_order_relaxed) != e->blocks->news_seen;
+}
+void blocks_take_news(struct engine *e);
+
+#endif
