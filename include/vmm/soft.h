@@ -32,9 +32,11 @@ void soft_ipi(struct soft_vm *vm, unsigned from, uint32_t dest, uint32_t icr_low
 void soft_set_extint(struct soft_vm *vm, bool level);
 /* Vectors whose EOI must exit. Any thread. */
 void soft_set_eoi_exit(struct soft_vm *vm, const uint64_t bitmap[4]);
-/* Answers guest writes at gpa by writing 1 to eventfd; gpa 0 removes. -ENOSPC when all slots are taken: then the
- * write arrives at the bus as any other. Before the vcpus are created gpa 0 reserves a slot for the eventfd. Only before the vcpus are created for the eventfd to be inherited; later
- * calls may move or disable an eventfd that is already registered. */
+/*
+ * Answers guest writes at gpa by writing 1 to eventfd; gpa 0 removes. -ENOSPC when all slots are taken: then the
+ * write arrives at the bus as any other. An eventfd must have its slot before the vcpus are created, to be inherited:
+ * gpa 0 reserves one. Later calls move or disable what has a slot.
+ */
 int soft_set_notify(struct soft_vm *vm, int eventfd, uint64_t gpa, uint32_t size);
 /* Lets writes to this port be posted (no answer needed, order kept). */
 void soft_set_posted_pio(struct soft_vm *vm, uint16_t port);
