@@ -106,6 +106,12 @@ static void engine_ready(void *ctx, int fd, uint32_t events)
 int host_disk_open(struct event_loop *loop, struct worker_pool *pool, const char *path, bool readonly,
 	struct host_disk **out, struct error *err)
 {
+	return host_disk_open_engine(loop, pool, path, readonly, true, out, err);
+}
+
+int host_disk_open_engine(struct event_loop *loop, struct worker_pool *pool, const char *path, bool readonly,
+	bool may_uring, struct host_disk **out, struct error *err)
+{
 	struct host_disk *disk = calloc(1, sizeof(*disk));
 	int ret;
 
@@ -122,7 +128,7 @@ int host_disk_open(struct event_loop *loop, struct worker_pool *pool, const char
 		ret = error_set(err, -errno, "cannot create an eventfd for disk image %s: %s", path, strerror(errno));
 		goto fail_fd;
 	}
-	ret = disk_uring_create(disk);
+	ret = may_uring ? disk_uring_create(disk) : -ENOSYS;
 	if (ret)
 		ret = disk_threads_create(disk, pool);
 	if (ret) {

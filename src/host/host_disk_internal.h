@@ -6,7 +6,10 @@
 
 #include "vmm/host_disk.h"
 
+struct error;
+struct event_loop;
 struct event_source;
+struct worker_pool;
 
 /* An engine carries out single transfers: request->rest, request->transferred. host_disk_transferred() takes its answers. */
 struct disk_engine_ops {
@@ -37,6 +40,10 @@ struct host_disk {
 void host_disk_transferred(struct host_disk *disk, struct host_disk_request *request, ssize_t result);
 /* The vector and the number of elements that are left. */
 unsigned host_disk_rest(const struct host_disk_request *request, struct iovec **iov);
+
+/* host_disk_open() with the choice of engine, for tests. */
+int host_disk_open_engine(struct event_loop *loop, struct worker_pool *pool, const char *path, bool readonly,
+	bool may_uring, struct host_disk **disk, struct error *err);
 
 /* -errno if the host has no io_uring for us. */
 int disk_uring_create(struct host_disk *disk);
