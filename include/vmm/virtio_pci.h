@@ -18,7 +18,7 @@ struct virtio_device;
 struct virtio_pci;
 
 struct virtio_notify {
-	uint64_t gpa;	/* any write of 1, 2 or 4 bytes here notifies */
+	uint64_t gpa;	/* any write of 1, 2 or 4 bytes here notifies; 0 while the BAR is not decoded */
 	unsigned queue;
 	int eventfd;	/* owned by the device */
 };
@@ -27,7 +27,7 @@ struct virtio_notify {
 int virtio_pci_create(struct pci_bus *pci, unsigned slot, struct event_loop *loop, struct virtio_device *dev,
 	struct virtio_pci **vpci, struct error *err);
 
-/* The notification addresses at the moment; 0 if the BAR is not decoded. Returns their number (at most max). */
+/* The notification addresses at the moment. Returns their number (at most max). */
 int virtio_pci_notify_list(struct virtio_pci *vpci, struct virtio_notify *out, int max);
 /* fn(ctx) is called, device lock held, whenever the list may have changed. One listener. */
 void virtio_pci_set_notify_changed(struct virtio_pci *vpci, void (*fn)(void *ctx), void *ctx);

@@ -368,12 +368,10 @@ int virtio_pci_notify_list(struct virtio_pci *vpci, struct virtio_notify *out, i
 	uint64_t base = pci_bar_address(&vpci->pci, REGISTER_BAR);
 	int count = 0;
 
-	if (!base)
-		return 0;
 	for (unsigned queue = 0; queue < vpci->dev->queue_count && count < max; queue++)
 		if (vpci->notifiers[queue].fd >= 0)
 			out[count++] = (struct virtio_notify){
-				.gpa = base + (BLOCK_NOTIFY << 12) + NOTIFY_MULTIPLIER * queue,
+				.gpa = base ? base + (BLOCK_NOTIFY << 12) + NOTIFY_MULTIPLIER * queue : 0,
 				.queue = queue,
 				.eventfd = vpci->notifiers[queue].fd,
 			};

@@ -1,0 +1,71 @@
+/* The texts of `vmm help`. */
+#include <string.h>
+
+#include "vmm/cli.h"
+
+static const char overview[] =
+	"vmm runs an unmodified x86-64 operating system as an ordinary process.\n"
+	"\n"
+	"  vmm run [options] GUEST     run a virtual machine\n"
+	"  vmm info [--json]           what this host offers, and which backend auto would choose\n"
+	"  vmm version                 the version\n"
+	"  vmm help [COMMAND]          this text, or more about a command\n"
+	"\n"
+	"While a guest has the terminal, Ctrl-A x ends it and Ctrl-A h shows the other keys.\n";
+
+static const char run[] =
+	"vmm run [options] GUEST\n"
+	"\n"
+	"GUEST is told by its content: a disk image, a bzImage, or an ELF file (multiboot, PVH, vmlinux).\n"
+	"It may be left out when --kernel, --firmware or --disk says what to run.\n"
+	"\n"
+	"  --backend=auto|soft|kvm    who executes the guest (auto; this version has soft)\n"
+	"  --engine=auto|interp|translate\n"
+	"                             how the software backend executes (auto; this version has interp)\n"
+	"  --cpus N                   virtual processors (1)\n"
+	"  --cpu common[,+smap]       the processor that the guest sees\n"
+	"  --memory SIZE              guest RAM, such as 512M or 4G (512M)\n"
+	"  --kernel FILE              bzImage or ELF kernel\n"
+	"  --initrd FILE              initial RAM disk for the kernel\n"
+	"  --append STRING            the kernel's command line\n"
+	"  --firmware FILE            PC firmware (such as SeaBIOS) to start instead of a kernel\n"
+	"  --disk PATH[,ro][,serial=S]\n"
+	"                             a raw disk image on virtio-blk; repeatable\n"
+	"  --net user[,hostfwd=tcp:HOSTADDR:PORT-:GUESTPORT] | tap[,ifname=NAME] | none\n"
+	"                             a virtio-net card; repeatable (none)\n"
+	"  --console stdio|file:PATH|pty|none\n"
+	"                             where the first serial port goes (stdio)\n"
+	"  --on-reboot=reset|exit     what a guest's reboot does (reset)\n"
+	"  --stats FILE               write counters as JSON when the guest ends\n"
+	"  --trace EVENTS[:FILE]      show device accesses: pio, mmio or all\n"
+	"  --log=error|warning|info|debug\n"
+	"                             how much vmm itself says on stderr (warning)\n"
+	"\n"
+	"Keys: Ctrl-A x ends the guest, Ctrl-A h helps, Ctrl-A Ctrl-A sends a Ctrl-A.\n"
+	"\n"
+	"Exit status: 0 the guest powered off, or rebooted with --on-reboot=exit; odd, (v << 1) | 1: it wrote v to\n"
+	"the debug-exit port 0xf4; 2 bad usage; 4 a file or resource of the host is missing or bad; 6 the guest\n"
+	"crashed (triple fault); 8 internal error; 10 not in this version; 130 ended by Ctrl-A x or a signal.\n";
+
+static const char info[] =
+	"vmm info [--json]\n"
+	"\n"
+	"Shows whether /dev/kvm works and which memory virtualisation is underneath, the processor features that vmm\n"
+	"uses, userfaultfd, huge pages, the limits that matter, and what --backend=auto would choose and why.\n";
+
+static const char version[] = "vmm version\n\nShows the version.\n";
+static const char help[] = "vmm help [COMMAND]\n\nShows the commands, or one command's options.\n";
+
+const char *cli_help_text(const char *topic)
+{
+	static const struct {
+		const char *topic, *text;
+	} texts[] = {{"run", run}, {"info", info}, {"version", version}, {"help", help}};
+
+	if (!topic)
+		return overview;
+	for (unsigned i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+		if (!strcmp(texts[i].topic, topic))
+			return texts[i].text;
+	return NULL;
+}

@@ -1,0 +1,299 @@
+/*
+ * The board: interrupt controllers, the legacy devices of a PC, PCI and the virtio devices on it, wired in plain
+ * order. What a device may ask of the machine (power off, reset, debug exit) arrives inside a port write with
+ * the device lock held, so it is only latched here; machine_run() acts on it.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "machine_internal.h"
+#include "vmm/bus.h"
+#include "vmm/dev_acpi_pm.h"
+#include "vmm/dev_debug.h"
+#include "vmm/dev_fw_cfg.h"
+#include "vmm/dev_hpet.h"
+#include "vmm/dev_i8042.h"
+#include "vmm/dev_pit.h"
+#include "vmm/dev_rtc.h"
+#include "vmm/dev_serial.h"
+#include "vmm/error.h"
+#include "vmm/event.h"
+#include "vmm/host_disk.h"
+#include "vmm/host_net.h"
+#include "vmm/irqchip.h"
+#include "vmm/mem.h"
+#include "vmm/pci.h"
+#include "vmm/soft.h"
+#include "vmm/virtio.h"
+#include "vmm/virtio_pci.h"
+
+#define PCI_LINE_GSI 16u /* INTA to INTD are IOAPIC inputs 16 to 19 */
+
+static void on_poweroff(void *ctx)
+{
+	machine_stop(ctx, MACHINE_POWEROFF, 0, "%s", "");
+}
+
+static void on_reset(void *ctx)
+{
+	struct machine *m = ctx;
+
+	if (m->config->on_reboot == MACHINE_REBOOT_EXIT) {
+		machine_stop(m, MACHINE_REBOOTED, 0, "%s", "");
+		return;
+	}
+	atomic_store(&m->reset_wanted, true);
+	event_loop_stop(m->loop);
+}
+
+static void on_debug_exit(void *ctx, uint32_t value)
+{
+	machine_stop(ctx, MACHINE_DEBUG_EXIT, (int)((value << 1 | 1) & 0xff), "%s", "");
+}
+
+static void on_console_output(void *ctx, const uint8_t *data, size_t length)
+{
+	struct machine *m = ctx;
+
+	if (m->console.output)
+		m->console.output(m->console.ctx, data, length);
+}
+
+static void on_console_ready(void *ctx)
+{
+	struct machine *m = ctx;
+
+	if (m->console.ready)
+		m->console.ready(m->console.ctx);
+}
+
+static void apic_deliver(void *ctx, const struct apic_message *msg)
+{
+	struct machine *m = ctx;
+
+	soft_deliver(m->soft, msg->dest, msg->logical, msg->delivery_mode, msg->vector, msg->level);
+}
+
+static void apic_extint(void *ctx, bool level)
+{
+	struct machine *m = ctx;
+
+	soft_set_extint(m->soft, level);
+}
+
+static void apic_eoi_vectors(void *ctx, const uint64_t bitmap[4])
+{
+	struct machine *m = ctx;
+
+	soft_set_eoi_exit(m->soft, bitmap);
+}
+
+/* PIC, IOAPIC, PIT, RTC, HPET. */
+static int timers_create(struct machine *m, struct error *err)
+{
+	const struct apic_sink sink = {apic_deliver, apic_extint, apic_eoi_vectors, m};
+	struct hpet_wiring wiring = {0};
+	uint64_t ram_low = mem_low_end(m->mem), ram_high = mem_high_size(m->mem);
+	int rc;
+
+	rc = irqchip_create(m->bus, &sink, &m->irqchip, err);
+	if (!rc)
+		rc = pit_create(m->bus, m->loop, irqchip_line(m->irqchip, 0), &m->pit, err);
+	if (!rc)
+		rc = rtc_create(m->bus, m->loop, irqchip_line(m->irqchip, 8), ram_low, ram_high, &m->rtc, err);
+	if (rc)
+		return rc;
+	for (unsigned i = 0; i < 24; i++)
+		if (HPET_ROUTES >> i & 1)
+			wiring.gsi[i] = irqchip_line(m->irqchip, i);
+	wiring.irq0 = irqchip_line(m->irqchip, 0);
+	wiring.irq8 = irqchip_line(m->irqchip, 8);
+	wiring.msi = irqchip_msi(m->irqchip);
+	wiring.pit = m->pit;
+	wiring.rtc = m->rtc;
+	return hpet_create(m->bus, m->loop, &wiring, &m->hpet, err);
+}
+
+/* Serial ports, keyboard controller, ACPI, fw_cfg, debug ports. */
+static int ports_create(struct machine *m, struct error *err)
+{
+	const struct serial_host com1 = {on_console_output, on_console_ready, m};
+	const struct serial_host nobody = {0};
+	const struct i8042_host kbd = {on_reset, NULL, m};
+	const struct acpi_pm_host pm = {on_poweroff, on_reset, m};
+	const struct debug_host debug = {on_debug_exit, m->firmware ? on_console_output : NULL, m};
+	int rc;
+
+	rc = serial_create(m->bus, m->loop, SERIAL_COM1, irqchip_line(m->irqchip, 4), &com1, "com1", &m->serial[0], err);
+	if (!rc)
+		rc = serial_create(m->bus, m->loop, SERIAL_COM2, irqchip_line(m->irqchip, 3), &nobody, "com2",
+			&m->serial[1], err);
+	if (!rc)
+		rc = i8042_create(m->bus, irqchip_line(m->irqchip, 1), irqchip_line(m->irqchip, 12), &kbd, &m->i8042, err);
+	if (!rc)
+		rc = acpi_pm_create(m->bus, m->loop, irqchip_line(m->irqchip, ACPI_SCI_IRQ), &pm, &m->acpi_pm, err);
+	if (!rc)
+		rc = fw_cfg_create(m->bus, m->mem, &m->fw_cfg, err);
+	if (!rc)
+		rc = debug_ports_create(m->bus, &debug, &m->debug_ports, err);
+	return rc;
+}
+
+/* Tells the vcpus which writes ring a doorbell without an exit. */
+static void notify_changed(void *ctx)
+{
+	struct machine *m = ctx;
+	struct virtio_notify list[VIRTIO_QUEUES_MAX];
+
+	for (unsigned i = 0; i < m->virtio_count; i++) {
+		int count = virtio_pci_notify_list(m->virtio[i], list, VIRTIO_QUEUES_MAX);
+
+		/* No free slot: the write comes as a bus access, which does the same. */
+		for (int j = 0; j < count; j++)
+			soft_set_notify(m->soft, list[j].eventfd, list[j].gpa, 0);
+	}
+}
+
+static int virtio_attach(struct machine *m, struct virtio_device *dev, struct error *err)
+{
+	struct virtio_pci *vpci;
+	int rc = virtio_pci_create(m->pci, 0, m->loop, dev, &vpci, err);
+
+	if (rc)
+		return rc;
+	m->virtio[m->virtio_count++] = vpci;
+	virtio_pci_set_notify_changed(vpci, notify_changed, m);
+	return 0;
+}
+
+static int disk_create(struct machine *m, const char *path, bool readonly, const char *serial, struct error *err)
+{
+	struct virtio_device *dev;
+	struct host_disk *disk;
+	int rc = host_disk_open(m->loop, m->pool, path, readonly, &disk, err);
+
+	if (rc)
+		return rc;
+	rc = virtio_blk_create(m->mem, disk, serial, &dev, err);
+	if (rc)
+		return rc;
+	m->disks[m->disk_count++] = disk;
+	return virtio_attach(m, dev, err);
+}
+
+static int disks_create(struct machine *m, struct error *err)
+{
+	const struct machine_config *config = m->config;
+	int rc = 0;
+
+	if (config->guest && m->boot.kernel != config->guest)
+		rc = disk_create(m, config->guest, false, NULL, err);
+	for (unsigned i = 0; i < config->disk_count && !rc; i++) {
+		const struct machine_disk *disk = &config->disks[i];
+
+		rc = disk_create(m, disk->path, disk->readonly, disk->serial[0] ? disk->serial : NULL, err);
+	}
+	return rc;
+}
+
+/* "10.0.0.1" → bytes; the command line has checked it. */
+static void ipv4_bytes(const char *text, uint8_t bytes[4])
+{
+	unsigned part = 0;
+
+	memset(bytes, 0, 4);
+	for (; *text && part < 4; text++) {
+		if (*text == '.')
+			part++;
+		else
+			bytes[part] = (uint8_t)(bytes[part] * 10 + (*text - '0'));
+	}
+}
+
+static int net_create(struct machine *m, const struct machine_net *net, unsigned index, struct error *err)
+{
+	const uint8_t mac[6] = {0x02, 'v', 'm', 'm', 0, (uint8_t)(index + 1)};
+	struct host_hostfwd fwds[MACHINE_HOSTFWD_MAX] = {0};
+	struct net_endpoint *endpoint;
+	struct virtio_device *dev;
+	int rc;
+
+	if (net->kind == MACHINE_NET_TAP) {
+		rc = host_tap_create(m->loop, net->ifname, &endpoint, err);
+	} else {
+		for (unsigned i = 0; i < net->hostfwd_count; i++) {
+			ipv4_bytes(net->hostfwd[i].host_addr, fwds[i].host_addr);
+			fwds[i].host_port = net->hostfwd[i].host_port;
+			fwds[i].guest_port = net->hostfwd[i].guest_port;
+		}
+		rc = host_slirp_create(m->loop, fwds, net->hostfwd_count, &endpoint, err);
+	}
+	if (rc)
+		return rc;
+	rc = virtio_net_create(m->mem, endpoint, mac, &dev, err);
+	return rc ? rc : virtio_attach(m, dev, err);
+}
+
+int machine_devices_create(struct machine *m, struct error *err)
+{
+	struct irq_line lines[4];
+	int rc;
+
+	rc = timers_create(m, err);
+	if (!rc)
+		rc = ports_create(m, err);
+	if (rc)
+		return rc;
+	for (unsigned i = 0; i < 4; i++)
+		lines[i] = irqchip_line(m->irqchip, PCI_LINE_GSI + i);
+	rc = pci_bus_create(m->bus, lines, irqchip_msi(m->irqchip), on_reset, m, &m->pci, err);
+	if (!rc)
+		rc = disks_create(m, err);
+	for (unsigned i = 0; i < m->config->net_count && !rc; i++)
+		rc = net_create(m, &m->config->nets[i], i, err);
+	if (!rc)
+		notify_changed(m);
+	return rc;
+}
+
+/* Device lock held, vcpus stopped. Disk requests in flight end first: RAM is about to be given to a new guest. */
+void machine_devices_reset(struct machine *m)
+{
+	for (unsigned i = 0; i < m->disk_count; i++)
+		host_disk_drain(m->disks[i]);
+	pci_bus_reset(m->pci);
+	fw_cfg_reset(m->fw_cfg);
+	acpi_pm_reset(m->acpi_pm);
+	serial_reset(m->serial[0]);
+	serial_reset(m->serial[1]);
+	i8042_reset(m->i8042);
+	hpet_reset(m->hpet);
+	rtc_reset(m->rtc);
+	pit_reset(m->pit);
+	irqchip_reset(m->irqchip);
+}
+
+void machine_devices_destroy(struct machine *m)
+{
+	if (m->pci)
+		pci_bus_destroy(m->pci);
+	if (m->debug_ports)
+		debug_ports_destroy(m->debug_ports);
+	if (m->fw_cfg)
+		fw_cfg_destroy(m->fw_cfg);
+	if (m->acpi_pm)
+		acpi_pm_destroy(m->acpi_pm);
+	if (m->i8042)
+		i8042_destroy(m->i8042);
+	for (unsigned i = 0; i < 2; i++)
+		if (m->serial[i])
+			serial_destroy(m->serial[i]);
+	if (m->hpet)
+		hpet_destroy(m->hpet);
+	if (m->rtc)
+		rtc_destroy(m->rtc);
+	if (m->pit)
+		pit_destroy(m->pit);
+	if (m->irqchip)
+		irqchip_destroy(m->irqchip);
+}

@@ -1,0 +1,301 @@
+/*
+ * A machine's life: assembly in plain visible order, the run with its resets, the end.
+ *
+ * Threads: machine_run() is the event loop; each vcpu has a thread of its own. Whoever finds a reason to end latches it
+ * with machine_stop(); the first one stays. A reset is carried out by machine_run() between two runs of the loop, with
+ * all vcpus stopped and the device lock free (a vcpu thread may need it in order to stop).
+ *
+ * Locks: device_lock, then result_lock.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "machine_internal.h"
+#include "vmm/bus.h"
+#include "vmm/dev_serial.h"
+#include "vmm/error.h"
+#include "vmm/event.h"
+#include "vmm/irqchip.h"
+#include "vmm/mem.h"
+#include "vmm/soft.h"
+#include "vmm/vcpu.h"
+
+#define WORKERS 2
+
+static int host_intack(void *ctx)
+{
+	struct machine *m = ctx;
+	int vector;
+
+	pthread_mutex_lock(&m->device_lock);
+	vector = irqchip_intack(m->irqchip);
+	pthread_mutex_unlock(&m->device_lock);
+	return vector;
+}
+
+static void host_eoi(void *ctx, uint8_t vector)
+{
+	struct machine *m = ctx;
+
+	pthread_mutex_lock(&m->device_lock);
+	irqchip_eoi(m->irqchip, vector);
+	pthread_mutex_unlock(&m->device_lock);
+}
+
+static void host_ipi(void *ctx, unsigned from, uint32_t dest, uint32_t icr_low)
+{
+	struct machine *m = ctx;
+
+	soft_ipi(m->soft, from, dest, icr_low);
+}
+
+static void host_stopped(void *ctx, unsigned index, const struct vcpu_exit *exit, const struct cpu_state *state)
+{
+	struct machine *m = ctx;
+	char registers[2400] = "", cause[sizeof(exit->text) + 1];
+
+	memcpy(cause, exit->text, sizeof(exit->text));
+	cause[sizeof(exit->text)] = 0;
+	if (state)
+		cpu_format(state, registers, sizeof(registers));
+	pthread_mutex_lock(&m->result_lock);
+	if (m->result.reason == MACHINE_RUNNING)
+		snprintf(m->result.details, sizeof(m->result.details), "%s", registers);
+	pthread_mutex_unlock(&m->result_lock);
+	if (exit->kind == VCPU_EXIT_SHUTDOWN)
+		machine_stop(m, MACHINE_GUEST_CRASH, 0, "The guest crashed: triple fault on vcpu %u%s%.300s.", index,
+			cause[0] ? ", first cause: " : "", cause);
+	else if (exit->kind == VCPU_EXIT_DIED)
+		machine_stop(m, MACHINE_INTERNAL_ERROR, 0, "The process of vcpu %u died: %.300s.", index, cause);
+	else
+		machine_stop(m, MACHINE_INTERNAL_ERROR, 0, "The software CPU of vcpu %u cannot go on: %.300s.", index, cause);
+}
+
+void machine_stop(struct machine *m, enum machine_reason reason, int status, const char *format, ...)
+{
+	va_list args;
+
+	pthread_mutex_lock(&m->result_lock);
+	if (m->result.reason == MACHINE_RUNNING) {
+		m->result.reason = reason;
+		m->result.status = status;
+		va_start(args, format);
+		vsnprintf(m->result.sentence, sizeof(m->result.sentence), format, args);
+		va_end(args);
+	}
+	pthread_mutex_unlock(&m->result_lock);
+	event_loop_stop(m->loop);
+}
+
+static void trace_access(void *ctx, enum bus_space space, const char *region, uint64_t addr, unsigned size, bool is_write,
+	uint64_t value)
+{
+	struct machine *m = ctx;
+	bool pio = space == BUS_PIO;
+
+	if (!(m->config->trace & (pio ? MACHINE_TRACE_PIO : MACHINE_TRACE_MMIO)))
+		return;
+	fprintf(m->trace_file, "%llu.%06llu %s %s %#llx size %u %s %#llx\n",
+		(unsigned long long)((event_now() - m->started_ns) / 1000000000u),
+		(unsigned long long)((event_now() - m->started_ns) / 1000 % 1000000u), pio ? "pio" : "mmio",
+		region ? region : "-", (unsigned long long)addr, size, is_write ? "write" : "read", (unsigned long long)value);
+}
+
+static int trace_open(struct machine *m, struct error *err)
+{
+	if (!m->config->trace)
+		return 0;
+	m->trace_file = m->config->trace_path ? fopen(m->config->trace_path, "we") : stderr;
+	if (!m->trace_file)
+		return error_set(err, -errno, "%.300s cannot be written: %s.", m->config->trace_path, strerror(errno));
+	bus_set_observer(m->bus, trace_access, m);
+	return 0;
+}
+
+static int backend_check(const struct machine_config *config, struct error *err)
+{
+	if (config->backend == MACHINE_BACKEND_KVM)
+		return error_set(err, -ENOTSUP, "The KVM backend does not exist in this version; use --backend=soft.");
+	if (config->engine == MACHINE_ENGINE_TRANSLATE)
+		return error_set(err, -ENOTSUP, "--engine=translate does not exist in this version; use --engine=interp.");
+	if (config->cpus != 1)
+		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
+	return 0;
+}
+
+static int vcpus_create(struct machine *m, struct error *err)
+{
+	const struct vcpu_host host = {
+		.bus = m->bus, .intack = host_intack, .eoi = host_eoi, .ipi = host_ipi, .stopped = host_stopped, .ctx = m};
+	int rc = cpu_model_create(m->config->smap ? "common,+smap" : "common", m->config->cpus, &m->model, err);
+
+	for (unsigned i = 0; i < m->config->cpus && !rc; i++) {
+		struct cpu_model model = m->model;
+		void *self;
+
+		model.apic_id = i;
+		rc = soft_vcpu_create(m->soft, i, &model, VCPU_ENGINE_INTERP, 0, &self, err);
+		if (rc)
+			break;
+		rc = vcpu_create(i, &soft_vcpu_ops, self, &host, &m->vcpus[i], err);
+		if (rc)
+			soft_vcpu_ops.destroy(self);
+		else
+			m->vcpu_count++;
+	}
+	return rc;
+}
+
+static void vcpus_set_initial(struct machine *m)
+{
+	struct cpu_state waiting;
+
+	cpu_reset(&waiting, false);
+	for (unsigned i = 0; i < m->vcpu_count; i++)
+		vcpu_set_state(m->vcpus[i], i ? &waiting : &m->initial);
+}
+
+int machine_create(const struct machine_config *config, struct machine **machine, struct error *err)
+{
+	struct machine *m;
+	int rc = backend_check(config, err);
+
+	*machine = NULL;
+	if (rc)
+		return rc;
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return error_set(err, -ENOMEM, "The host is out of memory.");
+	m->config = config;
+	pthread_mutex_init(&m->device_lock, NULL);
+	pthread_mutex_init(&m->result_lock, NULL);
+
+	rc = event_loop_create(&m->device_lock, &m->loop, err);
+	if (!rc)
+		rc = worker_pool_create(m->loop, WORKERS, &m->pool, err);
+	if (!rc)
+		rc = machine_boot_choose(m, err);
+	if (!rc)
+		rc = mem_create(config->memory, &m->mem, err);
+	if (!rc)
+		rc = bus_create(&m->device_lock, &m->bus, err);
+	if (!rc)
+		rc = soft_vm_create(m->mem, m->loop, NULL, &m->soft, err);
+	if (!rc) {
+		pthread_mutex_lock(&m->device_lock);
+		rc = machine_devices_create(m, err);
+		if (!rc)
+			rc = machine_boot_load(m, err);
+		pthread_mutex_unlock(&m->device_lock);
+	}
+	if (!rc)
+		rc = trace_open(m, err);
+	if (!rc)
+		rc = vcpus_create(m, err);
+	if (rc) {
+		machine_destroy(m);
+		return rc;
+	}
+	vcpus_set_initial(m);
+	*machine = m;
+	return 0;
+}
+
+void machine_destroy(struct machine *m)
+{
+	if (!m)
+		return;
+	for (unsigned i = 0; i < m->vcpu_count; i++)
+		vcpu_destroy(m->vcpus[i]);
+	if (m->loop) {
+		pthread_mutex_lock(&m->device_lock);
+		machine_devices_destroy(m);
+		pthread_mutex_unlock(&m->device_lock);
+	}
+	if (m->soft)
+		soft_vm_destroy(m->soft);
+	if (m->bus)
+		bus_destroy(m->bus);
+	if (m->mem)
+		mem_destroy(m->mem);
+	if (m->pool)
+		worker_pool_destroy(m->pool);
+	if (m->loop)
+		event_loop_destroy(m->loop);
+	if (m->trace_file && m->trace_file != stderr)
+		fclose(m->trace_file);
+	pthread_mutex_destroy(&m->result_lock);
+	pthread_mutex_destroy(&m->device_lock);
+	free(m);
+}
+
+/* Vcpus stopped, device lock not held. RAM goes back to zero by giving its pages back; ROM lies behind it in the file. */
+static int machine_reset(struct machine *m, struct error *err)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&m->device_lock);
+	m->resets++;
+	machine_devices_reset(m);
+	if (fallocate(m->mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)m->mem->size))
+		rc = error_set(err, -errno, "Guest RAM cannot be cleared for a reset: %s.", strerror(errno));
+	soft_vm_reset(m->soft);
+	if (!rc)
+		rc = machine_boot_load(m, err);
+	pthread_mutex_unlock(&m->device_lock);
+	if (!rc)
+		vcpus_set_initial(m);
+	return rc;
+}
+
+static bool machine_ended(struct machine *m)
+{
+	bool ended;
+
+	pthread_mutex_lock(&m->result_lock);
+	ended = m->result.reason != MACHINE_RUNNING;
+	pthread_mutex_unlock(&m->result_lock);
+	return ended;
+}
+
+int machine_run(struct machine *m, struct machine_result *result, struct error *err)
+{
+	int rc = 0;
+
+	m->started_ns = event_now();
+	for (;;) {
+		for (unsigned i = 0; i < m->vcpu_count && !rc; i++)
+			rc = vcpu_start(m->vcpus[i], err);
+		while (!rc && !machine_ended(m) && !atomic_load(&m->reset_wanted))
+			event_loop_run(m->loop);
+		for (unsigned i = 0; i < m->vcpu_count; i++)
+			vcpu_stop(m->vcpus[i]);
+		if (rc || machine_ended(m))
+			break;
+		atomic_store(&m->reset_wanted, false);
+		rc = machine_reset(m, err);
+		if (rc)
+			break;
+	}
+	m->ended_ns = event_now();
+	*result = m->result;
+	return rc;
+}
+
+struct event_loop *machine_loop(struct machine *m)
+{
+	return m->loop;
+}
+
+void machine_console_connect(struct machine *m, const struct machine_console_ops *ops)
+{
+	m->console = *ops;
+}
+
+size_t machine_console_input(struct machine *m, const uint8_t *data, size_t length)
+{
+	return serial_input(m->serial[0], data, length);
+}

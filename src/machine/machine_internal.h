@@ -1,0 +1,67 @@
+/* The parts of a machine, in the order in which they are created; destroyed in the opposite order. */
+#ifndef MACHINE_INTERNAL_H
+#define MACHINE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "vmm/boot.h"
+#include "vmm/cpu.h"
+#include "vmm/machine.h"
+
+struct machine {
+	/* Set at create. */
+	const struct machine_config *config;
+	pthread_mutex_t device_lock;
+	struct event_loop *loop;
+	struct worker_pool *pool;
+	struct guest_mem *mem;
+	struct bus *bus;
+	struct soft_vm *soft;
+	struct irqchip *irqchip;
+	struct pit *pit;
+	struct rtc *rtc;
+	struct hpet *hpet;
+	struct i8042 *i8042;
+	struct serial *serial[2];
+	struct acpi_pm *acpi_pm;
+	struct fw_cfg *fw_cfg;
+	struct debug_ports *debug_ports;
+	struct pci_bus *pci;
+	struct virtio_pci *virtio[MACHINE_DISK_MAX + 1 + MACHINE_NET_MAX];
+	unsigned virtio_count;
+	struct host_disk *disks[MACHINE_DISK_MAX + 1]; /* owned by their virtio devices; here to be drained */
+	unsigned disk_count;
+	struct vcpu *vcpus[MACHINE_CPU_MAX];
+	unsigned vcpu_count;
+	struct cpu_model model;
+	FILE *trace_file; /* owned unless stderr */
+	struct boot_request boot;
+	bool firmware; /* booted through firmware: its ROM is in place, fw_cfg carries the tables */
+	struct cpu_state initial;
+
+	/* Device lock. */
+	struct machine_console_ops console;
+	uint64_t resets;
+
+	/* result_lock: the first reason to end. */
+	pthread_mutex_t result_lock;
+	struct machine_result result;
+
+	_Atomic bool reset_wanted;
+	uint64_t started_ns, ended_ns;
+};
+
+struct error;
+
+/* devices.c: everything behind the bus. */
+int machine_devices_create(struct machine *m, struct error *err);
+void machine_devices_reset(struct machine *m);
+void machine_devices_destroy(struct machine *m);
+
+/* load.c: the guest into RAM, m->initial for vcpu 0. At the first start and at each reset. */
+int machine_boot_choose(struct machine *m, struct error *err);
+int machine_boot_load(struct machine *m, struct error *err);
+
+#endif
