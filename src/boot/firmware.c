@@ -1,7 +1,7 @@
 /*
  * Firmware: a flat BIOS image, mapped read-only so that it ends at 4 GiB, where the processor's first instruction is
  * fetched (FFFFFFF0h). Its last 128 KiB are also copied below 1 MiB: a PC's chip set mirrors them there, and SeaBIOS
- * expects to be able to write to that copy.
+ * expects to be able to write to that copy. A reset loads again: RAM, with the copy, has been cleared, the ROM is there.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ int firmware_load(struct boot_context *c)
 	if (!data)
 		return error_set(c->err, -ENOMEM, "no memory to read the firmware %s", c->image.path);
 	code = image_read(&c->image, 0, data, size, c->err);
-	if (code == 0)
+	if (code == 0 && !mem_ptr(c->mem, GPA_4G - size, size, false))
 		code = mem_add_rom(c->mem, GPA_4G - size, data, size, c->err);
 	if (code == 0 && mem_write(c->mem, GPA_1M - shadow, data + size - shadow, shadow) < 0)
 		code = error_set(c->err, -EINVAL, "the firmware needs 1 MiB of memory at least");

@@ -95,8 +95,6 @@ int machine_boot_load(struct machine *m, struct error *err)
 		rc = pci_bus_assign(m->pci, pci_irqs_direct, err);
 		return rc ? rc : boot_load(&m->boot, m->mem, &m->initial, &result, err);
 	}
-	if (m->resets)
-		return 0;
 	rc = boot_load(&m->boot, m->mem, &m->initial, &result, err);
-	return rc ? rc : firmware_items_add(m, err);
+	return rc || m->resets ? rc : firmware_items_add(m, err);
 }
