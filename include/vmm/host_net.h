@@ -26,6 +26,7 @@ struct net_endpoint_ops {
 
 struct net_endpoint {
 	const struct net_endpoint_ops *ops;
+	bool checksums_valid; /* every frame that it delivers has good checksums: the guest need not look */
 	/* Set by the card: takes one frame; false if there is no room now (it then calls receive_ready later). */
 	bool (*receive)(void *ctx, const uint8_t *frame, size_t length);
 	void *receive_ctx;

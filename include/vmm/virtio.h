@@ -80,6 +80,8 @@ struct virtio_device_ops {
 	void (*queue_notify)(struct virtio_device *dev, unsigned queue);
 	/* Forget everything. False if requests are in flight: virtio_reset_complete() is called by the device later. */
 	bool (*reset)(struct virtio_device *dev);
+	/* Waits until no request is in flight (machine reset, snapshot); may block. */
+	void (*drain)(struct virtio_device *dev);
 	/* DRIVER_OK has been set. */
 	void (*driver_ok)(struct virtio_device *dev);
 	/* The guest wrote config space (after the bytes were offered; they are not stored by themselves). */

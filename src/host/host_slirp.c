@@ -350,6 +350,7 @@ int host_slirp_create(struct event_loop *loop, const struct host_hostfwd *fwds, 
 	if (!host)
 		return error_set(err, -ENOMEM, "no memory for the user network");
 	host->endpoint.ops = &endpoint_ops;
+	host->endpoint.checksums_valid = true; /* libslirp terminates the connections itself */
 	host->loop = loop;
 	host->backlog_end = &host->backlog;
 	host->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

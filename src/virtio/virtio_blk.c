@@ -270,6 +270,11 @@ static bool blk_reset(struct virtio_device *dev)
 	return !((struct virtio_blk *)dev)->in_flight;
 }
 
+static void blk_drain(struct virtio_device *dev)
+{
+	host_disk_drain(((struct virtio_blk *)dev)->disk);
+}
+
 static void blk_destroy(struct virtio_device *dev)
 {
 	struct virtio_blk *blk = (struct virtio_blk *)dev;
@@ -284,6 +289,7 @@ static void blk_destroy(struct virtio_device *dev)
 static const struct virtio_device_ops blk_ops = {
 	.queue_notify = blk_notify,
 	.reset = blk_reset,
+	.drain = blk_drain,
 	.destroy = blk_destroy,
 };
 

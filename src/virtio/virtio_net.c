@@ -17,6 +17,7 @@
 #include "vmm/virtio.h"
 
 #define NET_F_CSUM (1ull << 0)
+#define NET_F_GUEST_CSUM (1ull << 1)
 #define NET_F_MAC (1ull << 5)
 #define NET_F_MRG_RXBUF (1ull << 15)
 #define NET_F_STATUS (1ull << 16)
@@ -24,6 +25,7 @@
 #define NET_S_LINK_UP 1
 #define NET_HEADER_SIZE 12
 #define NET_HDR_F_NEEDS_CSUM 1
+#define NET_HDR_F_DATA_VALID 2
 #define NET_CONFIG_SIZE 12
 #define QUEUE_RX 0
 #define QUEUE_TX 1
@@ -52,6 +54,8 @@ static enum rx_result rx_place(struct virtio_net *net, const uint8_t *frame, siz
 	size_t done = 0;
 	unsigned used = 0;
 
+	if (net->endpoint->checksums_valid && virtio_has(&net->dev, NET_F_GUEST_CSUM))
+		header[0] = NET_HDR_F_DATA_VALID;
 	while (done < length || !used) {
 		size_t skip = used ? 0 : NET_HEADER_SIZE, n;
 		int ret = used && !mergeable ? 0 : virtqueue_pop(vq, &net->rx_chain);
@@ -220,7 +224,7 @@ int virtio_net_create(struct guest_mem *mem, struct net_endpoint *endpoint, cons
 	net->dev.ops = &net_ops;
 	net->dev.mem = mem;
 	net->dev.features = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | NET_F_CSUM | NET_F_MAC |
-			    NET_F_MRG_RXBUF | NET_F_STATUS;
+			    NET_F_MRG_RXBUF | NET_F_STATUS | (endpoint->checksums_valid ? NET_F_GUEST_CSUM : 0);
 	net->dev.queue_count = 2;
 	net->dev.queue_size = VIRTQUEUE_SIZE_MAX;
 	net->dev.config = net->config;

@@ -320,7 +320,12 @@ static void bar_changed(struct pci_device *pci, unsigned bar)
 
 static void reset(struct pci_device *pci)
 {
-	virtio_reset(((struct virtio_pci *)pci)->dev);
+	struct virtio_device *dev = ((struct virtio_pci *)pci)->dev;
+
+	virtio_reset(dev);
+	/* The machine is about to fill RAM anew: nothing may still be on its way there. */
+	if (dev->state.reset_pending && dev->ops->drain)
+		dev->ops->drain(dev);
 }
 
 /* ---- notification by eventfd ---- */

@@ -11,8 +11,7 @@
 #include "vmm/pci.h"
 #include "vmm/virtio.h"
 #include "vmm/virtio_pci.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "fuzz.h"
 
 static void one_access(struct bus *bus, struct byte_reader *r)
 {

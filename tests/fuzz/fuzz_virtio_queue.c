@@ -10,8 +10,7 @@
 #include "vmm/log.h"
 #include "vmm/mem.h"
 #include "vmm/virtio.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "fuzz.h"
 
 #define RING_SIZE 16
 #define QUEUE_BYTES 1024

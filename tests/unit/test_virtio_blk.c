@@ -244,6 +244,17 @@ START_TEST(reset_with_requests_in_flight)
 			ck_assert_uint_eq(request_status(m, n), 0xaa);
 		driver_start(m, F_FLUSH, 1);
 	}
+	/* A machine reset waits for them. */
+	for (unsigned n = 0; n < 16; n++)
+		request_add(m, n, 0, n, DATA + 0x1000 * n, 4096, DESC_F_WRITE);
+	pthread_mutex_lock(&m->lock);
+	virtio_notify(virtio_pci_device((struct virtio_pci *)pci_bus_device(m->pci, 1)), 0);
+	pci_bus_reset(m->pci);
+	ck_assert_uint_eq(virtio_get_status(virtio_pci_device((struct virtio_pci *)pci_bus_device(m->pci, 1))), 0);
+	ck_assert_int_eq(pci_bus_assign(m->pci, (const uint8_t[4]){16, 17, 18, 19}, NULL), 0);
+	pthread_mutex_unlock(&m->lock);
+	config_write(m, 1, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	driver_start(m, F_FLUSH, 1);
 	/* And destruction with requests in flight. */
 	for (unsigned n = 0; n < 16; n++)
 		request_add(m, n, 0, n, DATA + 0x1000 * n, 4096, DESC_F_WRITE);
