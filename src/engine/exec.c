@@ -195,6 +195,8 @@ static bool deliver(struct engine *e, uint8_t vector, enum delivery how, bool ha
 	e->delivering = false;
 	e->cpu->shadow_sti = e->cpu->shadow_mov_ss = 0;
 	e->cpu->pending_dr6 = 0;
+	if (e->deliver_vector == EXC_DB && (e->cpu->dr7 & DR7_GD))
+		e->cpu->dr7 &= ~DR7_GD;
 	if (e->cpu->activity == CPU_HALTED)
 		e->cpu->activity = CPU_RUNNING;
 	return true;

@@ -4,8 +4,8 @@
  *
  * The accessed bit of a descriptor is set in memory before the register is loaded, as hardware does, atomically.
  */
-#include "engine/segment.h"
 #include "engine/decode.h"
+#include "engine/system.h"
 
 void selector_fault(struct engine *e, uint8_t vector, uint16_t selector)
 {
@@ -228,12 +228,6 @@ static void op_load_far_pointer(struct engine *e, const struct insn *i)
 }
 
 /* --- descriptor table registers --- */
-
-static void require_cpl0(struct engine *e)
-{
-	if (e->cpl)
-		engine_raise_error(e, EXC_GP, 0);
-}
 
 static void require_protected(struct engine *e)
 {
