@@ -4,6 +4,11 @@
  */
 #include "engine/system.h"
 
+uint64_t engine_guest_tsc(struct engine *e)
+{
+	return __builtin_ia32_rdtsc() + e->cpu->tsc_offset;
+}
+
 static uint64_t *plain_msr(struct engine *e, uint32_t msr)
 {
 	struct cpu_state *cpu = e->cpu;
