@@ -1,6 +1,6 @@
 /*
  * The software backend without an engine: this program, started again as a vcpu process, plays one. What it does is
- * told by the trace word of its block.
+ * told by the trace word of its block. Without one it is the real engine.
  */
 #include <check.h>
 #include <linux/futex.h>
@@ -17,6 +17,7 @@
 
 #include "soft/soft_vm.h"
 #include "vmm/bus.h"
+#include "vmm/engine.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/mem.h"
@@ -304,6 +305,83 @@ START_TEST(notify_slots)
 }
 END_TEST
 
+/* The real engine, in real mode: posted write, read with an answer, HLT woken by the PIC, triple fault. */
+static const uint8_t guest_code[] = {
+	0xb0, 'A', 0xba, 0xf8, 0x03, 0xee, /* mov al, 'A'; mov dx, 0x3f8; out dx, al */
+	0xe4, 0x60, 0xe6, 0x61,		   /* in al, 0x60; out 0x61, al */
+	0xfb, 0xf4, 0xe6, 0x62,		   /* sti; hlt; out 0x62, al */
+	0x0f, 0x01, 0x1e, 0x00, 0x20,	   /* lidt [0x2000]: limit 0 */
+	0x0f, 0x0b,			   /* ud2 */
+};
+static const uint8_t guest_handler[] = { 0xe6, 0x63, 0xcf }; /* out 0x63, al; iret */
+static const uint8_t guest_vector[] = { 0x00, 0x11, 0, 0 };  /* 0:1100 */
+
+static void *raise_later(void *arg)
+{
+	usleep(50000);
+	soft_set_extint(vm, true);
+	return NULL;
+}
+
+static void expect_pio(struct soft_vcpu *v, struct vcpu_exit *x, uint64_t port, bool is_write, uint64_t value)
+{
+	ck_assert_int_eq(soft_vcpu_ops.run(v, x), 0);
+	ck_assert_msg(x->kind == VCPU_EXIT_PIO && x->addr == port, "kind %u, port %#lx: %s", x->kind, (unsigned long)x->addr,
+		x->text);
+	ck_assert_uint_eq(x->is_write, is_write);
+	if (is_write)
+		ck_assert_uint_eq(x->data, value);
+}
+
+START_TEST(real_engine)
+{
+	struct soft_vcpu *v;
+	struct cpu_state *state = aligned_alloc(64, (sizeof(*state) + 63) & ~63ul);
+	struct vcpu_exit x = { 0 };
+	pthread_t thread;
+
+	mem_write(mem, 0x1000, guest_code, sizeof(guest_code));
+	mem_write(mem, 0x1100, guest_handler, sizeof(guest_handler));
+	mem_write(mem, 0x28 * 4, guest_vector, sizeof(guest_vector));
+	soft_set_posted_pio(vm, 0x3f8);
+	v = create(0, 0);
+	cpu_reset(state, true);
+	state->seg[SEG_CS].selector = 0;
+	state->seg[SEG_CS].base = 0;
+	state->gpr[GPR_RIP] = 0x1000;
+	state->gpr[GPR_RSP] = 0x3000;
+	soft_vcpu_ops.set_state(v, state);
+	pthread_create(&thread, NULL, raise_later, NULL);
+	expect_pio(v, &x, 0x3f8, true, 'A');
+	expect_pio(v, &x, 0x60, false, 0);
+	x.data = 0x77;
+	expect_pio(v, &x, 0x61, true, 0x77);
+	ck_assert_int_eq(soft_vcpu_ops.run(v, &x), 0);
+	ck_assert_msg(x.kind == VCPU_EXIT_INTACK, "kind %u: %s", x.kind, x.text);
+	soft_set_extint(vm, false);
+	x.data = 0x28;
+	expect_pio(v, &x, 0x63, true, 0x77);
+	expect_pio(v, &x, 0x62, true, 0x77);
+	ck_assert_int_eq(soft_vcpu_ops.run(v, &x), 0);
+	ck_assert_msg(x.kind == VCPU_EXIT_SHUTDOWN, "kind %u: %s", x.kind, x.text);
+	ck_assert_ptr_nonnull(strstr(x.text, "triple fault"));
+	soft_vcpu_ops.get_state(v, state);
+	ck_assert_uint_eq(state->gpr[GPR_RAX] & 0xff, 0x77);
+	pthread_join(thread, NULL);
+	soft_vcpu_ops.destroy(v);
+	free(state);
+}
+END_TEST
+
+static void fake_or_real(int argc, char **argv)
+{
+	struct vcpu_block *b = mmap(NULL, sizeof(*b), PROT_READ, MAP_SHARED, VCPU_FD_BLOCK, 0);
+
+	if (b != MAP_FAILED && b->trace)
+		exit(fake_engine());
+	exit(engine_main(argc, argv));
+}
+
 int main(int argc, char **argv)
 {
 	Suite *s = suite_create("soft");
@@ -312,7 +390,7 @@ int main(int argc, char **argv)
 	int failed;
 
 	if (argc > 1 && !strcmp(argv[1], "--vcpu-process"))
-		return fake_engine();
+		fake_or_real(argc, argv);
 	tcase_add_checked_fixture(c, setup, teardown);
 	tcase_add_test(c, posted_writes_in_order);
 	tcase_add_test(c, nonsense_is_refused);
@@ -321,6 +399,7 @@ int main(int argc, char **argv)
 	tcase_add_test(c, routing);
 	tcase_add_test(c, code_writes);
 	tcase_add_test(c, notify_slots);
+	tcase_add_test(c, real_engine);
 	tcase_set_timeout(c, 20);
 	suite_add_tcase(s, c);
 	r = srunner_create(s);
