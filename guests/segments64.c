@@ -21,7 +21,7 @@ asm(".data; .balign 8\n"
     "gate64_target: mov %cs, gate_cs; mov %ss, gate_ss; mov %rsp, gate_sp; mov 16(%rsp), %rax; mov %rax, gate_return_sp; lretq\n"
     /* Kernel code that runs in compatibility mode and returns by LRET. */
     ".code32\ncompat_add: mov $0xffffffff, %eax; inc %eax; sete %cl; movzx %cl, %ecx; mov %ecx, compat_result; lret\n"
-    "user_compat_target: mov $0x12345678, %ecx; push %ecx; pop %edx; mov %edx, user_result; mov %esp, user_result + 4; ljmp *user_back_pointer\n"
+    "user_compat_target: mov $0x2b, %ecx; mov %ecx, %ds; mov $0x12345678, %ecx; push %ecx; pop %edx; mov %edx, user_result; mov %esp, user_result + 4; ljmp *user_back_pointer\n"
     ".code64\n"
     "user_compat: ljmp *user_compat_pointer\nuser_compat_back: int $0x80\n"
     "user_lar: mov $0x10, %ecx; lar %ecx, %eax; setz %al; movzx %al, %eax; mov %rax, user_result; int $0x80\n");
