@@ -73,7 +73,7 @@ static uint8_t address_segment(ZydisRegister reg)
 	return SEG_DS;
 }
 
-static void fill_memory(struct insn *i, const ZydisDecodedOperand *op)
+static void fill_memory(struct insn *i, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
 {
 	static const uint8_t shift[9] = { [1] = 0, [2] = 1, [4] = 2, [8] = 3 };
 
@@ -82,9 +82,14 @@ static void fill_memory(struct insn *i, const ZydisDecodedOperand *op)
 	i->scale = op->mem.scale <= 8 ? shift[op->mem.scale] : 0;
 	i->disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
 	i->seg = address_segment(op->mem.segment);
+	/* ModRM.mod 0 with SIB.base 5 is no base whatever REX.B says; the decoder sees R13D with 32-bit addresses. */
+	if (z->raw.sib.offset && z->raw.modrm.mod == 0 && z->raw.sib.base == 5 && op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
+		i->base = GPR_ZERO;
+		i->disp = z->raw.disp.value;
+	}
 }
 
-static void fill_register(struct insn *i, const ZydisDecodedOperand *op, bool *have_rm)
+static void fill_register(struct insn *i, const ZydisDecodedOperand *op, bool *have_rm, bool *have_reg)
 {
 	ZydisRegister reg = op->reg.value;
 	ZydisRegisterClass class = ZydisRegisterGetClass(reg);
@@ -103,6 +108,7 @@ static void fill_register(struct insn *i, const ZydisDecodedOperand *op, bool *h
 		return;
 	switch (op->encoding) {
 	case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+		*have_reg = true;
 		i->reg = (uint8_t)id;
 		i->flags |= high ? INSN_HIGH_REG : 0;
 		break;
@@ -118,6 +124,8 @@ static void fill_register(struct insn *i, const ZydisDecodedOperand *op, bool *h
 	default:
 		if (op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
 			break;
+		if (*have_reg)
+			break; /* the count of SHLD */
 		if ((i->flags & INSN_MEM) || *have_rm) {
 			i->reg = (uint8_t)id;
 			i->flags |= high ? INSN_HIGH_REG : 0;
@@ -136,7 +144,7 @@ static bool is_string(ZydisInstructionCategory category)
 
 static void fill_operands(struct insn *i, const struct decoded *d)
 {
-	bool have_rm = false, have_imm = false;
+	bool have_rm = false, have_reg = false, have_imm = false;
 	unsigned n = d->insn.operand_count;
 
 	for (unsigned k = 0; k < n; k++) {
@@ -148,22 +156,22 @@ static void fill_operands(struct insn *i, const struct decoded *d)
 			/* The source wins: it is the one that an override applies to. */
 			if (!(i->flags & INSN_MEM) || op->mem.base == ZYDIS_REGISTER_SI ||
 				op->mem.base == ZYDIS_REGISTER_ESI || op->mem.base == ZYDIS_REGISTER_RSI)
-				fill_memory(i, op);
+				fill_memory(i, &d->insn, op);
 			i->flags |= INSN_MEM;
 		} else if (op->encoding != ZYDIS_OPERAND_ENCODING_NONE && !(i->flags & INSN_MEM)) {
-			fill_memory(i, op);
+			fill_memory(i, &d->insn, op);
 			i->flags |= INSN_MEM;
 		} else if (!(i->flags & INSN_MEM) && op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
 			op->mem.base != ZYDIS_REGISTER_RSP && op->mem.base != ZYDIS_REGISTER_ESP &&
 			op->mem.base != ZYDIS_REGISTER_SP) {
-			fill_memory(i, op); /* XLAT, MASKMOVQ: only the segment is looked at */
+			fill_memory(i, &d->insn, op); /* XLAT, MASKMOVQ: only the segment is looked at */
 		}
 	}
 	for (unsigned k = 0; k < n; k++) {
 		const ZydisDecodedOperand *op = &d->op[k];
 
 		if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
-			fill_register(i, op, &have_rm);
+			fill_register(i, op, &have_rm, &have_reg);
 		} else if (op->type == ZYDIS_OPERAND_TYPE_POINTER) {
 			i->imm = op->ptr.offset;
 			i->disp = op->ptr.segment;

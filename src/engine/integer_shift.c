@@ -59,34 +59,35 @@ SHIFT(ror, "ror")
 SHIFT(rcl, "rcl")
 SHIFT(rcr, "rcr")
 
-#define DOUBLE_ASM(op, dst, dcon)                                                                                  \
-	__asm__ volatile(FLAGS_IN op " %%cl, %[s], %[d]\n\t" FLAGS_OUT                                             \
+#define DOUBLE_ASM(op, m, dst, dcon)                                                                                  \
+	__asm__ volatile(FLAGS_IN op " %%cl, %" m "[s], %[d]\n\t" FLAGS_OUT                                             \
 		: [d] dcon(dst), "+a"(ax)                                                                          \
 		: "c"(count), [s] "r"(s)                                                                           \
 		: "cc", "memory")
-#define DOUBLE_ONE(name, op, T, n, counted)                                                                        \
+#define DOUBLE_ONE(name, op, T, n, m, counted)                                                                        \
 	static void name##_##n(struct engine *e, const struct insn *i)                                             \
 	{                                                                                                          \
 		uint8_t count = (uint8_t)(counted);                                                                \
-		T *p, s = (T)reg_get(e, i, n), d;                                                                  \
+		uint64_t s = e->cpu->gpr[i->reg]; /* all of it: counts beyond 16 show the rest */ \
+		T *p, d;                                                                  \
 		uint32_t ax = flags_pack(e->cpu);                                                                  \
 		if (!(i->flags & INSN_MEM)) {                                                                      \
 			d = (T)rm_get(e, i, n);                                                                    \
-			DOUBLE_ASM(op, d, "+r");                                                                   \
+			DOUBLE_ASM(op, m, d, "+r");                                                                   \
 			rm_set(e, i, n, d);                                                                        \
 		} else if ((p = insn_rmw(e, i, n)) != NULL) {                                                      \
-			DOUBLE_ASM(op, *p, "+m");                                                                  \
+			DOUBLE_ASM(op, m, *p, "+m");                                                                  \
 		} else {                                                                                           \
 			d = (T)insn_load(e, i, n);                                                                 \
-			DOUBLE_ASM(op, d, "+r");                                                                   \
+			DOUBLE_ASM(op, m, d, "+r");                                                                   \
 			insn_store(e, i, n, d);                                                                    \
 		}                                                                                                  \
 		flags_set(e->cpu, ax);                                                                             \
 	}
 #define DOUBLE(name, op, counted)                                                                                  \
-	DOUBLE_ONE(name, op "w", uint16_t, 2, counted)                                                             \
-	DOUBLE_ONE(name, op "l", uint32_t, 4, counted)                                                             \
-	DOUBLE_ONE(name, op "q", uint64_t, 8, counted)
+	DOUBLE_ONE(name, op "w", uint16_t, 2, "w", counted)                                                             \
+	DOUBLE_ONE(name, op "l", uint32_t, 4, "k", counted)                                                             \
+	DOUBLE_ONE(name, op "q", uint64_t, 8, "q", counted)
 DOUBLE(shldi, "shld", i->imm)
 DOUBLE(shrdi, "shrd", i->imm)
 DOUBLE(shldc, "shld", e->cpu->gpr[GPR_RCX])

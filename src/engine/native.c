@@ -139,7 +139,9 @@ static bool needs_alignment(const struct decoded *d, unsigned size)
 	case ZYDIS_MNEMONIC_PCMPISTRM:
 		return false;
 	default:
-		return d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16;
+		/* SHA: some CPUs check, some do not. The host's does what it does. */
+		return d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 &&
+			d->insn.meta.isa_set != ZYDIS_ISA_SET_SHA;
 	}
 }
 
@@ -340,12 +342,12 @@ static void op_fwait(struct engine *e, const struct insn *i)
 	native_check(e, NATIVE_X87 | NATIVE_FWAIT | NATIVE_WAITS);
 }
 
-/* Loads from and stores to MXCSR do not wait and know one reserved-bits fault. */
 static uint8_t components(const struct decoded *d, uint16_t class)
 {
 	uint8_t state = class & (NATIVE_X87 | NATIVE_MMX) ? XCR0_X87 : 0;
 
-	if (class & (NATIVE_SSE | NATIVE_AVX))
+	/* CVTPS2PI and its kin round by MXCSR. */
+	if ((class & (NATIVE_SSE | NATIVE_AVX)) || d->insn.meta.category == ZYDIS_CATEGORY_CONVERT)
 		state |= XCR0_SSE | XCR0_AVX;
 	return state;
 }

@@ -91,6 +91,29 @@ static void op_masked_store(struct engine *e, const struct insn *i)
 	}
 }
 
+/* The image holds ST(0)..ST(7), MM0..MM7 are the registers that TOP counts from (SDM vol. 1, 10.5.1.1 and 9.2.2). */
+static unsigned x87_top(const struct cpu_state *c)
+{
+	return c->xsave[XSAVE_FSW + 1] >> 3 & 7;
+}
+
+static const uint8_t *mm(const struct cpu_state *c, unsigned n)
+{
+	return c->xsave + 32 + 16 * ((n - x87_top(c)) & 7);
+}
+
+/* As every MMX instruction: all tags valid, TOP 0. */
+static void enter_mmx(struct cpu_state *c)
+{
+	uint8_t rotated[8][16];
+
+	for (unsigned n = 0; n < 8; n++)
+		memcpy(rotated[n], mm(c, n), 16);
+	memcpy(c->xsave + 32, rotated, sizeof(rotated));
+	c->xsave[XSAVE_FSW + 1] &= (uint8_t)~0x38;
+	c->xsave[4] = 0xff;
+}
+
 /* MASKMOVDQU, MASKMOVQ: bytes to [rDI], vector[0] data, vector[1] mask. */
 static void op_maskmov(struct engine *e, const struct insn *i)
 {
@@ -100,8 +123,8 @@ static void op_maskmov(struct engine *e, const struct insn *i)
 
 	native_check(e, op->flags);
 	native_materialize(e->cpu);
-	data = mmx ? e->cpu->xsave + 32 + 16 * op->vector[0] : xmm_low(e->cpu, op->vector[0]);
-	mask = mmx ? e->cpu->xsave + 32 + 16 * op->vector[1] : xmm_low(e->cpu, op->vector[1]);
+	data = mmx ? mm(e->cpu, op->vector[0]) : xmm_low(e->cpu, op->vector[0]);
+	mask = mmx ? mm(e->cpu, op->vector[1]) : xmm_low(e->cpu, op->vector[1]);
 	for (unsigned pass = 0; pass < 2; pass++) {
 		for (unsigned k = 0; k < op->count; k++) {
 			uint64_t gva;
@@ -115,11 +138,8 @@ static void op_maskmov(struct engine *e, const struct insn *i)
 				linear_store(e, gva, 1, data[k]);
 		}
 	}
-	if (mmx) {
-		/* As every MMX instruction: all tags valid, TOP 0. */
-		e->cpu->xsave[XSAVE_FSW + 1] &= ~0x38;
-		e->cpu->xsave[4] = 0xff;
-	}
+	if (mmx)
+		enter_mmx(e->cpu);
 }
 
 /* VGATHER, VPGATHER: vector[0] destination, [1] index, [2] mask. Elements done are marked in the mask before a fault. */
