@@ -149,7 +149,7 @@ static int hostfwd_parse(const char *text, struct machine_net *net, struct error
 	guest += 2;
 	if (*addr && !ipv4_valid(addr))
 		return error_set(err, -EINVAL, "hostfwd needs an IPv4 address such as 127.0.0.1, not \"%s\".", addr);
-	snprintf(fwd->host_addr, sizeof(fwd->host_addr), "%s", *addr ? addr : "127.0.0.1");
+	snprintf(fwd->host_addr, sizeof(fwd->host_addr), "%.39s", *addr ? addr : "127.0.0.1");
 	if (number_parse(port, 1, 65535, &value))
 		goto bad;
 	fwd->host_port = (uint16_t)value;
