@@ -1,0 +1,208 @@
+/*
+ * Random register accesses, clock steps and host events against every legacy device and the interrupt controllers on
+ * one bus, over 1 MiB of RAM. A record is 8 bytes: operation, place, and up to six bytes of argument. The clock is the fuzzer's own, so that a
+ * run depends on its input alone, save the RTC's first time of day.
+ */
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../unit/fake_clock.h"
+#include "vmm/bus.h"
+#include "vmm/dev_acpi_pm.h"
+#include "vmm/dev_debug.h"
+#include "vmm/dev_fw_cfg.h"
+#include "vmm/dev_hpet.h"
+#include "vmm/dev_i8042.h"
+#include "vmm/dev_pit.h"
+#include "vmm/dev_rtc.h"
+#include "vmm/dev_serial.h"
+#include "vmm/irqchip.h"
+#include "vmm/mem.h"
+
+#define MAX_RECORDS 512
+
+struct machine {
+	struct bus *bus;
+	struct guest_mem *mem;
+	struct irqchip *chip;
+	struct serial *serial;
+	struct pit *pit;
+	struct rtc *rtc;
+	struct i8042 *kbd;
+	struct hpet *hpet;
+	struct acpi_pm *pm;
+	struct fw_cfg *fw;
+	struct debug_ports *debug;
+	bool intr;
+};
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static const uint16_t ports[] = { 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71, 0x60,
+	0x64, 0x92, 0xf4, 0x80, 0x402, 0xe9, 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x600, 0x602,
+	0x604, 0x608, 0x620, 0x622, 0xb2, 0xb3, 0x510, 0x511, 0x514, 0x518 };
+
+static void on_deliver(void *ctx, const struct apic_message *msg)
+{
+}
+
+static void on_extint(void *ctx, bool level)
+{
+	struct machine *m = ctx;
+
+	if (m->intr == level)
+		__builtin_trap();
+	m->intr = level;
+}
+
+static void on_eoi_vectors(void *ctx, const uint64_t bitmap[4])
+{
+}
+
+static void on_event(void *ctx)
+{
+}
+
+static void on_a20(void *ctx, bool on)
+{
+}
+
+static void on_exit_port(void *ctx, uint32_t value)
+{
+}
+
+static void on_bytes(void *ctx, const uint8_t *bytes, size_t length)
+{
+}
+
+/* A host with more input than the guest wants. */
+static void on_ready(void *ctx)
+{
+	struct machine *m = ctx;
+
+	serial_input(m->serial, (const uint8_t *)"0123456789abcdef!", 17);
+}
+
+static void machine_start(struct machine *m, pthread_mutex_t *lock)
+{
+	struct apic_sink sink = { on_deliver, on_extint, on_eoi_vectors, m };
+	struct serial_host serial_host = { on_bytes, on_ready, m };
+	struct i8042_host kbd_host = { on_event, on_a20, m };
+	struct acpi_pm_host pm_host = { on_event, on_event, m };
+	struct debug_host debug_host = { on_exit_port, on_bytes, m };
+	struct hpet_wiring wiring;
+
+	if (bus_create(lock, &m->bus, NULL) || mem_create(1 << 20, &m->mem, NULL) ||
+		irqchip_create(m->bus, &sink, &m->chip, NULL) ||
+		serial_create(m->bus, NULL, SERIAL_COM1, irqchip_line(m->chip, 4), &serial_host, "com1", &m->serial,
+			NULL) ||
+		pit_create(m->bus, NULL, irqchip_line(m->chip, 0), &m->pit, NULL) ||
+		rtc_create(m->bus, NULL, irqchip_line(m->chip, 8), 1 << 20, 0, &m->rtc, NULL) ||
+		i8042_create(m->bus, irqchip_line(m->chip, 1), irqchip_line(m->chip, 12), &kbd_host, &m->kbd, NULL) ||
+		acpi_pm_create(m->bus, NULL, irqchip_line(m->chip, ACPI_SCI_IRQ), &pm_host, &m->pm, NULL) ||
+		fw_cfg_create(m->bus, m->mem, &m->fw, NULL) || debug_ports_create(m->bus, &debug_host, &m->debug, NULL))
+		__builtin_trap();
+	for (unsigned i = 0; i < 24; i++)
+		wiring.gsi[i] = irqchip_line(m->chip, i);
+	wiring.irq0 = irqchip_line(m->chip, 0);
+	wiring.irq8 = irqchip_line(m->chip, 8);
+	wiring.msi = irqchip_msi(m->chip);
+	wiring.pit = m->pit;
+	wiring.rtc = m->rtc;
+	if (hpet_create(m->bus, NULL, &wiring, &m->hpet, NULL) || fw_cfg_add_file(m->fw, "a", "0123456789", 10) ||
+		fw_cfg_add_writable_file(m->fw, "b", "0123456789", 10))
+		__builtin_trap();
+}
+
+static void machine_stop(struct machine *m)
+{
+	hpet_destroy(m->hpet);
+	debug_ports_destroy(m->debug);
+	fw_cfg_destroy(m->fw);
+	acpi_pm_destroy(m->pm);
+	i8042_destroy(m->kbd);
+	rtc_destroy(m->rtc);
+	pit_destroy(m->pit);
+	serial_destroy(m->serial);
+	irqchip_destroy(m->chip);
+	mem_destroy(m->mem);
+	bus_destroy(m->bus);
+}
+
+static void machine_reset(struct machine *m)
+{
+	serial_reset(m->serial);
+	pit_reset(m->pit);
+	rtc_reset(m->rtc);
+	i8042_reset(m->kbd);
+	hpet_reset(m->hpet);
+	acpi_pm_reset(m->pm);
+	fw_cfg_reset(m->fw);
+	irqchip_reset(m->chip);
+}
+
+static void step(struct machine *m, const uint8_t record[8])
+{
+	static const uint64_t bases[] = { IOAPIC_BASE, HPET_BASE, HPET_BASE + 0x100, IOAPIC_BASE + 0x10 };
+	uint8_t where = record[1];
+	unsigned width = 1u << (record[0] >> 6);
+	bool is_write = record[0] & 0x20;
+	uint64_t value = 0;
+
+	memcpy(&value, record + 2, 6);
+	switch (record[0] & 15) {
+	case 0 ... 7:
+		bus_access(m->bus, BUS_PIO, ports[where % (sizeof(ports) / sizeof(ports[0]))], width > 4 ? 4 : width,
+			is_write, &value);
+		break;
+	case 8:
+	case 9:
+		value |= value << 48;
+		bus_access(m->bus, BUS_MMIO, bases[where >> 6] + (where & 0x3f) * 4, width, is_write, &value);
+		break;
+	case 10:
+		fake_clock_to(fake_now + (value & 0xffffff), 200);
+		break;
+	case 11:
+		fake_clock_to(fake_now + value % 100000000000000ull, 50);
+		break;
+	case 12:
+		if (m->intr)
+			irqchip_intack(m->chip);
+		irqchip_eoi(m->chip, where);
+		break;
+	case 13:
+		serial_input(m->serial, record + 2, where % 7);
+		if (where & 0x80)
+			serial_input_break(m->serial);
+		break;
+	case 14:
+		i8042_key(m->kbd, record + 2, where % 7);
+		if (where & 0x80)
+			acpi_pm_power_button(m->pm);
+		if (where & 0x40)
+			acpi_pm_reset_write(m->pm, record[2]);
+		break;
+	case 15:
+		mem_write(m->mem, (uint64_t)where * 4, record + 2, 6);
+		if (where == 0xff)
+			machine_reset(m);
+		break;
+	}
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	struct machine m = { 0 };
+
+	fake_now = 1000000000000ull;
+	machine_start(&m, &lock);
+	for (unsigned i = 0; i < MAX_RECORDS && size >= 8; i++, data += 8, size -= 8)
+		step(&m, data);
+	machine_stop(&m);
+	pthread_mutex_destroy(&lock);
+	return 0;
+}
