@@ -87,7 +87,7 @@ in_real:
 	movl	%cr0, %eax
 	movl	%eax, OUT(R_REAL_CR0)
 	movl	$unreal_magic, %ebx
-	addr32 movl %fs:(%ebx), %eax
+	movl	%fs:(%ebx), %eax
 	movl	%eax, OUT(R_UNREAL)
 
 	movw	$AT(int60), 0x60 * 4
