@@ -1,7 +1,7 @@
 /*
  * Random register accesses, clock steps and host events against every legacy device and the interrupt controllers on
- * one bus, over 1 MiB of RAM. A record is 8 bytes: operation, place, and up to six bytes of argument. The clock is the fuzzer's own, so that a
- * run depends on its input alone, save the RTC's first time of day.
+ * one bus, over 1 MiB of RAM. A record is 8 bytes: operation, place, and six bytes of argument. The clock is the
+ * fuzzer's own, so that a run depends on its input alone, save the RTC's first time of day.
  */
 #include <pthread.h>
 #include <stddef.h>
@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "../unit/fake_clock.h"
+#include "fuzz.h"
 #include "vmm/bus.h"
 #include "vmm/dev_acpi_pm.h"
 #include "vmm/dev_debug.h"
@@ -37,8 +38,6 @@ struct machine {
 	struct debug_ports *debug;
 	bool intr;
 };
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const uint16_t ports[] = { 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71, 0x60,
 	0x64, 0x92, 0xf4, 0x80, 0x402, 0xe9, 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x600, 0x602,
@@ -191,6 +190,27 @@ static void step(struct machine *m, const uint8_t record[8])
 			machine_reset(m);
 		break;
 	}
+}
+
+/* What firmware and a kernel do first: PICs, PIT, IOAPIC, HPET, serial interrupts, an RTC interrupt, a DMA descriptor. */
+size_t fuzz_seed(unsigned kind, uint8_t *data, size_t size)
+{
+	static const uint8_t records[][8] = {
+		{ 0x20, 0, 0x11 }, { 0x20, 1, 0x20 }, { 0x20, 1, 0x04 }, { 0x20, 1, 0x01 }, { 0x20, 1, 0x00 },
+		{ 0x20, 9, 0x34 }, { 0x20, 6, 0x00 }, { 0x20, 6, 0x10 }, { 10, 0, 0, 0, 0x40 }, { 12, 0x20 },
+		{ 0xa8, 0x00, 0x14 }, { 0xa8, 0xc0, 0x30 }, { 0xa8, 0x00, 0x38 }, { 0xa8, 0xc0, 0x55, 0x80 },
+		{ 0x20, 24, 0x08 }, { 0x20, 22, 0x81 }, { 0x20, 21, 0x0f }, { 13, 6, 'a', 'b' }, { 0x00, 20 }, { 0x00, 22 },
+		{ 0xe8, 0x44, 0x03 }, { 0xe8, 0x80, 0x4c, 0x01 }, { 0xe8, 0x82, 0x00, 0x01 }, { 10, 0, 0, 0, 0x40 },
+		{ 0x20, 11, 0x0b }, { 0x20, 12, 0x72 }, { 11, 0, 0, 0xca, 0x9a, 0x3b }, { 0x20, 11, 0x0c }, { 0x00, 12 },
+		{ 0x20, 34, 0xf1 }, { 0x60, 29, 0x01, 0x03 }, { 14, 0x83, 0x1c, 0xf0, 0x1c },
+		{ 15, 0, 0, 0x21, 0, 0x1a, 0, 0 }, { 15, 1, 0, 0, 0, 10 }, { 15, 2, 0, 0, 0, 0, 0, 0 }, { 15, 3, 0, 0, 0x10, 0 },
+		{ 0xa0, 38 }, { 0xa0, 39 }, { 15, 0xff },
+	};
+
+	if (kind > 0 || size < sizeof(records))
+		return 0;
+	memcpy(data, records, sizeof(records));
+	return sizeof(records);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
