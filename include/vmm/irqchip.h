@@ -39,7 +39,7 @@ struct apic_message {
 	uint8_t delivery_mode; /* enum apic_delivery */
 	uint8_t vector;
 	bool level; /* trigger mode; the EOI of a level-triggered vector must come to irqchip_eoi() */
-	bool assert;
+	bool assert; /* always true: de-assertions end here */
 };
 
 struct apic_sink {

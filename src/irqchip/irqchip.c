@@ -80,10 +80,12 @@ static void send_msi(void *ctx, uint64_t addr, uint32_t data)
 		.delivery_mode = data >> 8 & 7,
 		.vector = (uint8_t)data,
 		.level = data & 0x8000,
-		.assert = !(data & 0x8000) || (data & 0x4000),
+		.assert = true,
 	};
+	/* Local APICs ignore the de-assertion of a level message. */
+	bool deassert = msg.level && !(data & 0x4000);
 
-	if (addr >> 20 == 0xfee && chip->sink.deliver)
+	if (addr >> 20 == 0xfee && !deassert && chip->sink.deliver)
 		chip->sink.deliver(chip->sink.ctx, &msg);
 }
 

@@ -259,6 +259,7 @@ START_TEST(msi_translates)
 	ck_assert_uint_eq(delivered, 1);
 	ck_assert(last.vector == 0x61 && last.dest == 5 && last.logical && last.level && last.assert);
 	ck_assert_uint_eq(last.delivery_mode, APIC_LOWEST);
+	msi_send(&msi, 0xfee0500c, 0x00008161);
 	msi_send(&msi, 0xfed05000, 0x61);
 	msi_send(&msi, 0x1fee05000, 0x61);
 	ck_assert_uint_eq(delivered, 1);
