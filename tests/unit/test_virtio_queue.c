@@ -375,7 +375,8 @@ START_TEST(notification_by_eventfd)
 	ck_assert_uint_eq(driver_used_length(&m, 0, 0), 64);
 	config_write(&m, 1, PCI_COMMAND, 2, 0);
 	ck_assert_uint_eq(changes, 1);
-	ck_assert_int_eq(virtio_pci_notify_list(vpci, list, 4), 0);
+	ck_assert_int_eq(virtio_pci_notify_list(vpci, list, 4), 1);
+	ck_assert_uint_eq(list[0].gpa, 0);
 	machine_end(&m);
 }
 END_TEST
