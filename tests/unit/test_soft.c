@@ -378,7 +378,7 @@ static void fake_or_real(int argc, char **argv)
 	struct vcpu_block *b = mmap(NULL, sizeof(*b), PROT_READ, MAP_SHARED, VCPU_FD_BLOCK, 0);
 
 	if (b != MAP_FAILED && b->trace)
-		exit(fake_engine());
+		_exit(fake_engine());
 	exit(engine_main(argc, argv));
 }
 
