@@ -27,6 +27,9 @@ struct vcpu_backend {
 	void (*get_state)(void *self, struct cpu_state *state);
 	void (*set_state)(void *self, const struct cpu_state *state);
 	void (*destroy)(void *self);
+	/* Ends the guest's execution by force: run() comes back soon with VCPU_EXIT_DIED. For a backend that does not answer
+	 * a kick; NULL if that cannot be. Any thread. */
+	void (*abandon)(void *self);
 };
 
 /* What the run loop needs of the machine. Called on the vcpu's thread, device lock not held. */
@@ -45,7 +48,8 @@ int vcpu_create(unsigned index, const struct vcpu_backend *ops, void *self, cons
 	struct error *err);
 /* Starts the thread; the guest runs. */
 int vcpu_start(struct vcpu *vcpu, struct error *err);
-/* Asks the thread to stop at the next exit, kicks it, and waits for it. May be started again. Not on the vcpu's thread. */
+/* Asks the thread to stop at the next exit, kicks it, and waits for it. May be started again. A backend that does not
+ * answer for some seconds is abandoned. Not on the vcpu's thread. */
 void vcpu_stop(struct vcpu *vcpu);
 void vcpu_destroy(struct vcpu *vcpu);
 void vcpu_get_state(struct vcpu *vcpu, struct cpu_state *state);

@@ -111,6 +111,19 @@ static int stats_write(const struct run *run, const struct cli_request *request,
 	return rc ? CLI_HOST : CLI_OK;
 }
 
+/* A bad path is reported now and not after hours of the guest. */
+static int stats_check(const struct cli_request *request, struct error *err)
+{
+	const char *path = request->config.stats_path;
+	int fd = path ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666) : -1;
+
+	if (path && fd < 0)
+		return error_set(err, -errno, "%.300s cannot be written: %s.", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return 0;
+}
+
 int cli_run(const struct cli_request *request)
 {
 	struct run run = {.signal_fd = -1};
@@ -120,6 +133,8 @@ int cli_run(const struct cli_request *request)
 
 	standard_fds_open();
 	rc = signals_open(&run, &err);
+	if (!rc)
+		rc = stats_check(request, &err);
 	if (!rc)
 		rc = machine_create(&request->config, &run.machine, &err);
 	if (!rc)

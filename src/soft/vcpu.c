@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,6 +167,17 @@ static void soft_kick(void *self)
 	soft_post_event(self, VCPU_EVENT_EXIT);
 }
 
+/* The vcpu process does not answer, say because it was stopped: run() will see that it is gone. */
+static void soft_abandon(void *self)
+{
+	struct soft_vcpu *v = self;
+
+	pthread_mutex_lock(&v->death_lock);
+	if (v->pid && !v->gone)
+		kill(v->pid, SIGKILL);
+	pthread_mutex_unlock(&v->death_lock);
+}
+
 static void soft_get_state(void *self, struct cpu_state *state)
 {
 	struct soft_vcpu *v = self;
@@ -267,4 +279,5 @@ const struct vcpu_backend soft_vcpu_ops = {
 	.get_state = soft_get_state,
 	.set_state = soft_set_state,
 	.destroy = soft_vcpu_destroy,
+	.abandon = soft_abandon,
 };

@@ -13,10 +13,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "vmm/bus.h"
 #include "vmm/error.h"
 #include "vmm/vcpu.h"
+
+#define STOP_SECONDS 5 /* an engine looks for a kick thousands of times a second */
 
 struct vcpu {
 	/* Set at create. */
@@ -132,10 +135,21 @@ int vcpu_start(struct vcpu *v, struct error *err)
 
 void vcpu_stop(struct vcpu *v)
 {
+	struct timespec limit;
+
 	if (!v->started)
 		return;
 	atomic_store(&v->stopping, true);
 	v->ops->kick(v->self);
+	if (v->ops->abandon) {
+		clock_gettime(CLOCK_MONOTONIC, &limit);
+		limit.tv_sec += STOP_SECONDS;
+		if (!pthread_clockjoin_np(v->thread, NULL, CLOCK_MONOTONIC, &limit)) {
+			v->started = false;
+			return;
+		}
+		v->ops->abandon(v->self);
+	}
 	pthread_join(v->thread, NULL);
 	v->started = false;
 }

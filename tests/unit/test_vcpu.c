@@ -55,7 +55,7 @@ static void fake_destroy(void *self)
 	destroyed++;
 }
 
-static const struct vcpu_backend ops = { "fake", fake_run, fake_kick, fake_get, fake_set, fake_destroy };
+static const struct vcpu_backend ops = { "fake", fake_run, fake_kick, fake_get, fake_set, fake_destroy, NULL };
 
 static int intack(void *ctx)
 {
