@@ -142,6 +142,7 @@ static inline void fixture_open(struct fixture *f)
 		fixture_gate64(f, n, 14, 3, 0);
 	}
 	fixture_map(f);
+	memset(f->ram + FIXTURE_TSS + 102, 0xff, 2); /* no I/O bitmap */
 	fixture_put64(f, FIXTURE_TSS + 4, 0x28000);  /* RSP0 */
 	fixture_put64(f, FIXTURE_TSS + 36, 0x29000); /* IST1 */
 	cpu->gdtr = (struct cpu_table){ .base = FIXTURE_GDT, .limit = 0x47 };

@@ -1,0 +1,272 @@
+/* Delivery and return: frames, stacks, privilege, double and triple faults, single steps, shadows, exact counts. */
+#include <check.h>
+
+#include "engine_fixture.h"
+
+static struct fixture f;
+
+static void setup(void)
+{
+	fixture_open(&f);
+}
+
+static void teardown(void)
+{
+	fixture_close(&f);
+}
+
+START_TEST(fault_frame)
+{
+	fixture_run(&f, "\x90\x0f\x0b", 3, 0); /* nop; ud2 */
+	ck_assert_int_eq(fixture_vector(&f), EXC_UD);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 1);
+	ck_assert_uint_eq(fixture_frame(&f, 1), FIXTURE_SEL_CODE64);
+	ck_assert_uint_eq(fixture_frame(&f, 2), FLAG_FIXED | FLAG_RF);
+	ck_assert_uint_eq(fixture_frame(&f, 3), FIXTURE_STACK);
+	ck_assert_uint_eq(fixture_frame(&f, 4), FIXTURE_SEL_DATA);
+}
+END_TEST
+
+START_TEST(frame_is_aligned)
+{
+	f.cpu->gpr[GPR_RSP] = FIXTURE_STACK - 3;
+	fixture_run(&f, "\x0f\x0b", 2, 0);
+	ck_assert_uint_eq(f.cpu->gpr[GPR_RSP] + 8, ((FIXTURE_STACK - 3) & ~15u) - 40);
+	ck_assert_uint_eq(fixture_frame(&f, 3), FIXTURE_STACK - 3);
+}
+END_TEST
+
+START_TEST(user_to_supervisor)
+{
+	fixture_user(&f);
+	fixture_run(&f, "\xfa", 1, 0); /* cli */
+	ck_assert_int_eq(fixture_vector(&f), EXC_GP);
+	ck_assert_uint_eq(f.engine->cpl, 0);
+	ck_assert_uint_eq(f.cpu->seg[SEG_SS].selector, 0);
+	ck_assert_uint_eq(f.cpu->gpr[GPR_RSP] + 8, 0x28000 - 48);
+	ck_assert_uint_eq(fixture_frame(&f, 0), 0);
+	ck_assert_uint_eq(fixture_frame(&f, 2), FIXTURE_SEL_UCODE64);
+	ck_assert_uint_eq(fixture_frame(&f, 5), FIXTURE_SEL_UDATA);
+}
+END_TEST
+
+START_TEST(ist_and_software_interrupt)
+{
+	fixture_gate64(&f, 0x42, 14, 0, 1);
+	fixture_run(&f, "\xcd\x42", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), 0x42);
+	ck_assert_uint_eq(f.cpu->gpr[GPR_RSP] + 8, 0x29000 - 40);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 2);
+}
+END_TEST
+
+START_TEST(software_interrupt_checks_dpl)
+{
+	fixture_gate64(&f, 0x42, 14, 0, 0);
+	fixture_user(&f);
+	fixture_run(&f, "\xcd\x42", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_GP);
+	ck_assert_uint_eq(fixture_frame(&f, 0), 0x42 * 8 + 2);
+	ck_assert_uint_eq(fixture_frame(&f, 1), FIXTURE_CODE);
+}
+END_TEST
+
+START_TEST(double_fault)
+{
+	/* #UD's gate is absent: #NP in delivery of a benign one is delivered itself; #GP's absent too: #DF. */
+	fixture_gate64(&f, EXC_GP, 14, 0, 0);
+	f.ram[FIXTURE_IDT + EXC_GP * 16 + 5] &= 0x7f;
+	fixture_run(&f, "\x48\xb8\x00\x00\x00\x00\x00\x00\x00\x80\x8b\x00", 12, 0); /* non-canonical load */
+	ck_assert_int_eq(fixture_vector(&f), EXC_DF);
+	ck_assert_uint_eq(fixture_frame(&f, 0), 0);
+}
+END_TEST
+
+START_TEST(external_bit)
+{
+	f.ram[FIXTURE_IDT + EXC_UD * 16 + 5] &= 0x7f;
+	fixture_run(&f, "\x0f\x0b", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_NP);
+	ck_assert_uint_eq(fixture_frame(&f, 0), EXC_UD * 8 + 2 + 1);
+}
+END_TEST
+
+START_TEST(triple_fault)
+{
+	f.cpu->idtr.limit = 0;
+	ck_assert_int_eq(fixture_run(&f, "\x0f\x0b", 2, 0), VCPU_EXIT_SHUTDOWN);
+	ck_assert_ptr_nonnull(strstr(f.block->exit.text, "#UD"));
+}
+END_TEST
+
+START_TEST(iret_to_user_and_back)
+{
+	/* push 0x23; push 0x21000; push 0x202; push 0x2b; push user; iretq; user: ud2 */
+	static const uint8_t code[] = { 0x6a, 0x23, 0x68, 0, 0x10, 2, 0, 0x68, 2, 2, 0, 0, 0x6a, 0x2b, 0x68, 21, 0, 1, 0, 0x48, 0xcf,
+		0x0f, 0x0b };
+
+	fixture_run(&f, code, sizeof(code), 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_UD);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 21);
+	ck_assert_uint_eq(fixture_frame(&f, 1), FIXTURE_SEL_UCODE64);
+	ck_assert_uint_eq(fixture_frame(&f, 3), 0x21000);
+	ck_assert_uint_eq(fixture_frame(&f, 4), FIXTURE_SEL_UDATA);
+}
+END_TEST
+
+START_TEST(iret_without_stack_segment_faults)
+{
+	/* As above with SS 0 for CPL 3. */
+	static const uint8_t code[] = { 0x6a, 0x00, 0x68, 0, 0x10, 2, 0, 0x68, 2, 2, 0, 0, 0x6a, 0x2b, 0x68, 21, 0, 1, 0, 0x48, 0xcf };
+
+	fixture_run(&f, code, sizeof(code), 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_GP);
+	ck_assert_uint_eq(fixture_frame(&f, 1), FIXTURE_CODE + 19);
+	ck_assert_uint_eq(f.engine->cpl, 0);
+}
+END_TEST
+
+START_TEST(single_step)
+{
+	f.cpu->rflags |= FLAG_TF;
+	fixture_run(&f, "\x90\x90", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 1);
+	ck_assert(f.cpu->dr6 & DR6_BS);
+	ck_assert(fixture_frame(&f, 2) & FLAG_TF);
+}
+END_TEST
+
+START_TEST(popf_sets_trap_after_next)
+{
+	/* push 0x102; popf; nop; nop */
+	fixture_run(&f, "\x68\x02\x01\x00\x00\x9d\x90\x90", 8, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 7);
+}
+END_TEST
+
+START_TEST(mov_ss_delays_trap)
+{
+	/* mov ss,eax; nop; nop with TF set */
+	f.cpu->gpr[GPR_RAX] = FIXTURE_SEL_DATA;
+	f.cpu->rflags |= FLAG_TF;
+	fixture_run(&f, "\x8e\xd0\x90\x90", 4, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 3);
+}
+END_TEST
+
+START_TEST(syscall_masks_trap)
+{
+	f.cpu->lstar = FIXTURE_CODE + 2;
+	f.cpu->star = (uint64_t)FIXTURE_SEL_CODE64 << 32;
+	f.cpu->sfmask = FLAG_TF;
+	fixture_user(&f);
+	f.cpu->rflags |= FLAG_TF;
+	fixture_run(&f, "\x0f\x05", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), -1);
+	ck_assert_uint_eq(f.cpu->gpr[GPR_RCX], FIXTURE_CODE + 2);
+	ck_assert(f.cpu->gpr[GPR_R11] & FLAG_TF);
+	ck_assert_uint_eq(f.cpu->rflags & FLAG_TF, 0);
+}
+END_TEST
+
+START_TEST(data_breakpoint)
+{
+	/* mov [FIXTURE_DATA],al; nop */
+	f.cpu->dr[1] = FIXTURE_DATA;
+	f.cpu->dr7 = DR7_FIXED | 1u << 2 | 1u << 20;
+	fixture_run(&f, "\x88\x04\x25\x00\x00\x03\x00\x90", 8, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 7);
+	ck_assert_uint_eq(f.cpu->dr6 & 15, 2);
+}
+END_TEST
+
+START_TEST(code_breakpoint_faults_before)
+{
+	f.cpu->dr[0] = FIXTURE_CODE + 1;
+	f.cpu->dr7 = DR7_FIXED | 1;
+	fixture_run(&f, "\x90\xff\xc0", 3, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 1);
+	ck_assert_uint_eq(f.cpu->dr6 & 15, 1);
+}
+END_TEST
+
+START_TEST(nmi_waits_for_sti_shadow_of_mov_ss)
+{
+	f.cpu->gpr[GPR_RAX] = FIXTURE_SEL_DATA;
+	f.cpu->nmi_pending = 1;
+	f.cpu->shadow_mov_ss = 1;
+	fixture_run(&f, "\x90\x90", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_NMI);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 1);
+	ck_assert_uint_eq(f.cpu->nmi_blocked, 1);
+}
+END_TEST
+
+START_TEST(count_is_exact)
+{
+	uint8_t code[64];
+
+	memset(code, 0x90, sizeof(code));
+	for (unsigned n = 1; n < 60; n++) {
+		ck_assert_int_eq(fixture_run(&f, code, sizeof(code), n), VCPU_EXIT_NONE);
+		ck_assert_uint_eq(f.cpu->gpr[GPR_RIP], FIXTURE_CODE + n);
+	}
+}
+END_TEST
+
+START_TEST(ports_of_user_need_a_bitmap)
+{
+	fixture_user(&f);
+	fixture_run(&f, "\xe6\x80", 2, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_GP);
+	ck_assert_uint_eq(f.accesses, 0);
+	setup();
+	f.cpu->rflags |= FLAG_IOPL;
+	f.cpu->gpr[GPR_RAX] = 0x1234;
+	fixture_user(&f);
+	fixture_run(&f, "\xe6\x80", 2, 0);
+	ck_assert_uint_eq(f.accesses, 1);
+	ck_assert_uint_eq(f.last_value, 0x34);
+	ck_assert_uint_eq(f.last_addr, 0x80);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("engine_exec");
+	TCase *c = tcase_create("exec");
+	SRunner *r;
+	int failed;
+
+	tcase_add_checked_fixture(c, setup, teardown);
+	tcase_add_test(c, fault_frame);
+	tcase_add_test(c, frame_is_aligned);
+	tcase_add_test(c, user_to_supervisor);
+	tcase_add_test(c, ist_and_software_interrupt);
+	tcase_add_test(c, software_interrupt_checks_dpl);
+	tcase_add_test(c, double_fault);
+	tcase_add_test(c, external_bit);
+	tcase_add_test(c, triple_fault);
+	tcase_add_test(c, iret_to_user_and_back);
+	tcase_add_test(c, iret_without_stack_segment_faults);
+	tcase_add_test(c, single_step);
+	tcase_add_test(c, popf_sets_trap_after_next);
+	tcase_add_test(c, mov_ss_delays_trap);
+	tcase_add_test(c, syscall_masks_trap);
+	tcase_add_test(c, data_breakpoint);
+	tcase_add_test(c, code_breakpoint_faults_before);
+	tcase_add_test(c, nmi_waits_for_sti_shadow_of_mov_ss);
+	tcase_add_test(c, count_is_exact);
+	tcase_add_test(c, ports_of_user_need_a_bitmap);
+	suite_add_tcase(s, c);
+	r = srunner_create(s);
+	srunner_run_all(r, CK_ENV);
+	failed = srunner_ntests_failed(r);
+	srunner_free(r);
+	return failed != 0;
+}
