@@ -13,7 +13,7 @@ until echo "p:vmm_probe __x64_sys_getppid+$offset" >$t/kprobe_events 2>/dev/null
 done
 echo 1 >$t/events/kprobes/vmm_probe/enable || exit 1
 echo 0 >$t/tracing_on
-/bin/getppid-loop "$hits" || exit 1
+getppid-loop "$hits" || exit 1
 echo 0 >$t/events/kprobes/vmm_probe/enable
 set -- $(grep vmm_probe $t/kprobe_profile)
 echo "kprobe hits $2 missed $3"
