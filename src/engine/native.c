@@ -297,6 +297,7 @@ static void op_native(struct engine *e, const struct insn *i)
 	f->state = op->state & n->host_state;
 	f->flags = flags_pack(c);
 	f->signal = 0;
+	f->vector = f->state == (XCR0_SSE | XCR0_AVX);
 	*(uint16_t *)(c->xsave + XSAVE_MXCSR + 2) = 0; /* reserved bits would fault in XRSTOR */
 	if (op->flags & NATIVE_ENV) {
 		/* Before FNSAVE forgets them. */
@@ -312,6 +313,8 @@ static void op_native(struct engine *e, const struct insn *i)
 			rewrite_environment(e, n->bounce, op->memory);
 			memcpy(c->xsave, now, 6);
 		}
+	} else if (f->vector) {
+		native_call_vector(f);
 	} else {
 		native_call(f);
 	}

@@ -58,6 +58,7 @@ struct native_frame {
 	uint64_t signal;	   /* 64: the signal that ended it, 0 */
 	uint64_t code_low, code_high; /* set at create: the arena */
 	uint64_t si_code;
+	bool vector;		   /* native_call_vector runs */
 };
 
 #define NATIVE_OPS_MAX (1u << 15)
@@ -93,6 +94,8 @@ void native_reset(struct native_state *n);
 bool native_encode(const struct insn *i, const struct decoded *d, const uint8_t *bytes, struct native_op *op);
 /* The assembly: runs frame->code. */
 void native_call(struct native_frame *frame);
+/* Likewise if state is SSE and AVX and the host has both. */
+void native_call_vector(struct native_frame *frame);
 
 /* Makes the XSAVE image explicit: components in their initial state are written out. */
 void native_materialize(struct cpu_state *c);

@@ -65,6 +65,54 @@ __asm__(".text\n"
 	"ret\n\t"
 	".size native_call, . - native_call\n");
 
+/*
+ * The same for what needs SSE and AVX state alone: moving the registers one by one costs a tenth of XRSTOR and XSAVE.
+ * Registers n at 160 + 16n (low) and 576 + 16n (high), MXCSR at 24 of the image in RBP.
+ */
+#define LOAD_YMM(n)                                                                                                \
+	"vmovdqa 160+16*" #n "(%rbp), %xmm" #n "\n\t"                                                              \
+	"vinsertf128 $1, 576+16*" #n "(%rbp), %ymm" #n ", %ymm" #n "\n\t"
+#define SAVE_YMM(n)                                                                                                \
+	"vmovdqa %xmm" #n ", 160+16*" #n "(%rbp)\n\t"                                                              \
+	"vextractf128 $1, %ymm" #n ", 576+16*" #n "(%rbp)\n\t"
+#define EACH_YMM(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+__asm__(".text\n"
+	".globl native_call_vector\n"
+	".type native_call_vector, @function\n"
+	"native_call_vector:\n\t"
+	"push %rbx\n\tpush %rbp\n\tsub $24, %rsp\n\t"
+	"stmxcsr 8(%rsp)\n\t"
+	"mov %rdi, %rbx\n\t"
+	"mov 40(%rbx), %rbp\n\t"
+	EACH_YMM(LOAD_YMM)
+	"ldmxcsr 24(%rbp)\n\t"
+	"mov 24(%rbx), %rdi\n\t"
+	"mov 56(%rbx), %rax\n\t"
+	"addb $127, %al\n\t"
+	"sahf\n\t"
+	"mov (%rbx), %rax\n\t"
+	"mov 8(%rbx), %rdx\n\t"
+	"mov 16(%rbx), %rcx\n\t"
+	"call *32(%rbx)\n\t"
+	"mov %rax, (%rbx)\n\t"
+	"seto %al\n\t"
+	"lahf\n\t"
+	"movzwl %ax, %eax\n\t"
+	"mov %rax, 56(%rbx)\n\t"
+	"mov %rdx, 8(%rbx)\n\t"
+	"mov %rcx, 16(%rbx)\n"
+	".globl native_stop_vector\n"
+	".hidden native_stop_vector\n"
+	"native_stop_vector:\n\t"
+	"stmxcsr 24(%rbp)\n\t"
+	EACH_YMM(SAVE_YMM)
+	"vzeroupper\n\t"
+	"ldmxcsr 8(%rsp)\n\t"
+	"add $24, %rsp\n\tpop %rbp\n\tpop %rbx\n\t"
+	"ret\n\t"
+	".size native_call_vector, . - native_call_vector\n");
+
+extern const char native_stop_vector[] __attribute__((visibility("hidden")));
 extern const char native_stop[] __attribute__((visibility("hidden")));
 
 bool native_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
@@ -81,7 +129,7 @@ bool native_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 		return false;
 	f->signal = (uint64_t)sig;
 	f->si_code = (uint64_t)((siginfo_t *)siginfo)->si_code;
-	regs[REG_RIP] = (greg_t)(uintptr_t)native_stop;
+	regs[REG_RIP] = (greg_t)(uintptr_t)(f->vector ? native_stop_vector : native_stop);
 	regs[REG_RSP] += 8; /* the thunk's return address */
 	return true;
 }

@@ -169,6 +169,7 @@ static void op_gather(struct engine *e, const struct insn *i)
 			memcpy(&narrow, index + k * 4, 4);
 			offset = narrow;
 		}
+		vector_set(e->cpu, op->vector[2], mask);
 		at = e->cpu->gpr[i->base] + ((uint64_t)offset << i->scale) + (uint64_t)i->disp;
 		x = linear_load(e, element_linear(e, i, at, n, ACCESS_READ), n);
 		memcpy(dst + k * n, &x, n);

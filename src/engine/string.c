@@ -250,8 +250,9 @@ static void compare(struct engine *e, unsigned size, uint64_t a, uint64_t b)
 
 static void op_cmps(struct engine *e, const struct insn *i)
 {
-	uint64_t a = linear_load(e, source_linear(e, i), i->opsize);
+	/* The destination first: so do CPUs when both fault. */
 	uint64_t b = linear_load(e, dest_linear(e, i, ACCESS_READ), i->opsize);
+	uint64_t a = linear_load(e, source_linear(e, i), i->opsize);
 
 	compare(e, i->opsize, a, b);
 	advance(e, i, GPR_RSI, 1);
