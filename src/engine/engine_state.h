@@ -177,6 +177,8 @@ insn_fn native_handler(struct engine *e, struct insn *i, const struct decoded *d
 /* Takes e->native; -ENOMEM. destroy copes with what create did not do. */
 int native_create(struct engine *e);
 void native_destroy(struct engine *e);
+/* Before the engine returns to code that does floating point. */
+void native_leave(struct engine *e);
 void op_undefined(struct engine *e, const struct insn *i); /* #UD */
 
 /* --- access.c, mmu.c: memory by segment:offset and by linear address --- */

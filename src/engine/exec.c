@@ -500,6 +500,7 @@ enum vcpu_exit_kind engine_run(struct engine *e, uint64_t max_instructions)
 			kind = run(e);
 		e->stats->instructions = e->retired;
 	} while (kind == VCPU_EXIT_KINDS);
+	native_leave(e);
 	return kind;
 }
 
