@@ -297,7 +297,8 @@ static void op_native(struct engine *e, const struct insn *i)
 	f->state = op->state & n->host_state;
 	f->flags = flags_pack(c);
 	f->signal = 0;
-	f->vector = f->state == (XCR0_SSE | XCR0_AVX);
+	f->how = op->state != (XCR0_SSE | XCR0_AVX) ? NATIVE_CALL :
+		!(op->flags & NATIVE_AVX) ? NATIVE_CALL_SSE : NATIVE_CALL_VECTOR;
 	*(uint16_t *)(c->xsave + XSAVE_MXCSR + 2) = 0; /* reserved bits would fault in XRSTOR */
 	if (op->flags & NATIVE_ENV) {
 		/* Before FNSAVE forgets them. */
@@ -313,7 +314,9 @@ static void op_native(struct engine *e, const struct insn *i)
 			rewrite_environment(e, n->bounce, op->memory);
 			memcpy(c->xsave, now, 6);
 		}
-	} else if (f->vector) {
+	} else if (f->how == NATIVE_CALL_SSE) {
+		native_call_sse(f);
+	} else if (f->how == NATIVE_CALL_VECTOR) {
 		native_call_vector(f);
 	} else {
 		native_call(f);

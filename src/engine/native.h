@@ -47,6 +47,8 @@ struct native_op {
 	uint32_t next;		   /* hash chain: index + 1 */
 };
 
+enum native_how { NATIVE_CALL, NATIVE_CALL_VECTOR, NATIVE_CALL_SSE };
+
 /* What the assembly loads and stores. Offsets are used in native_code.c. */
 struct native_frame {
 	uint64_t slot[SLOT_COUNT]; /* 0, 8, 16 */
@@ -58,7 +60,7 @@ struct native_frame {
 	uint64_t signal;	   /* 64: the signal that ended it, 0 */
 	uint64_t code_low, code_high; /* set at create: the arena */
 	uint64_t si_code;
-	bool vector;		   /* native_call_vector runs */
+	enum native_how how;	   /* which of the calls runs */
 };
 
 #define NATIVE_OPS_MAX (1u << 15)
@@ -96,6 +98,7 @@ bool native_encode(const struct insn *i, const struct decoded *d, const uint8_t 
 void native_call(struct native_frame *frame);
 /* Likewise if state is SSE and AVX and the host has both. */
 void native_call_vector(struct native_frame *frame);
+void native_call_sse(struct native_frame *frame);
 
 /* Makes the XSAVE image explicit: components in their initial state are written out. */
 void native_materialize(struct cpu_state *c);
