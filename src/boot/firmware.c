@@ -1,7 +1,9 @@
 /*
  * Firmware: a flat BIOS image, mapped read-only so that it ends at 4 GiB, where the processor's first instruction is
- * fetched (FFFFFFF0h). Its last 128 KiB are also copied below 1 MiB: a PC's chip set mirrors them there, and SeaBIOS
- * expects to be able to write to that copy. A reset loads again: RAM, with the copy, has been cleared, the ROM is there.
+ * fetched (FFFFFFF0h). Its last 256 KiB are also copied below 1 MiB: SeaBIOS runs there and
+ * writes to itself. A chip set would show ROM until it is told to show RAM, and SeaBIOS would copy itself; our host bridge
+ * has no registers for that, so RAM it is, with all of the image. A reset loads again: RAM, with the copy, has been
+ * cleared, the ROM is there.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -9,7 +11,7 @@
 #include "loader.h"
 
 #define FIRMWARE_MAX 0x1000000ull
-#define SHADOW_SIZE 0x20000ull
+#define SHADOW_SIZE 0x40000ull
 #define RESET_VECTOR 0xfffffff0ull
 
 int firmware_load(struct boot_context *c)
