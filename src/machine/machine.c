@@ -66,8 +66,8 @@ static void host_stopped(void *ctx, unsigned index, const struct vcpu_exit *exit
 		snprintf(m->result.details, sizeof(m->result.details), "%s", registers);
 	pthread_mutex_unlock(&m->result_lock);
 	if (exit->kind == VCPU_EXIT_SHUTDOWN)
-		machine_stop(m, MACHINE_GUEST_CRASH, 0, "The guest crashed: triple fault on vcpu %u%s%.300s.", index,
-			cause[0] ? ", first cause: " : "", cause);
+		machine_stop(m, MACHINE_GUEST_CRASH, 0, "The guest crashed on vcpu %u: %.300s.", index,
+			cause[0] ? cause : "triple fault");
 	else if (exit->kind == VCPU_EXIT_DIED)
 		machine_stop(m, MACHINE_INTERNAL_ERROR, 0, "The process of vcpu %u died: %.300s.", index, cause);
 	else
