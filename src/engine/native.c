@@ -253,11 +253,15 @@ static void raise_signal(struct engine *e, uint64_t sig)
 static void *prepare_memory(struct engine *e, const struct insn *i, const struct native_op *op, uint64_t *bounced)
 {
 	unsigned size = op->memory, access = op->flags & NATIVE_WRITES ? ACCESS_WRITE : ACCESS_READ;
-	uint64_t gva = insn_linear(e, i, size, access);
 	struct native_state *n = e->native;
+	uint64_t gva;
 	uint8_t *p;
 	unsigned span;
 
+	/* Alignment comes before canonicality, whose fault may be #SS. */
+	if ((op->flags & NATIVE_ALIGNED) && e->flat && (insn_flat_linear(e, i) & (size - 1)))
+		engine_raise_error(e, EXC_GP, 0);
+	gva = insn_linear(e, i, size, access);
 	if ((op->flags & NATIVE_ALIGNED) && (gva & (size - 1)))
 		engine_raise_error(e, EXC_GP, 0);
 	*bounced = ~0ull;

@@ -27,8 +27,11 @@ static inline struct pair load16(struct engine *e, const struct insn *i, bool al
 		}
 	}
 	{
-		uint64_t gva = insn_linear(e, i, 16, ACCESS_READ);
+		uint64_t gva;
 
+		if (aligned && e->flat && (insn_flat_linear(e, i) & 15))
+			engine_raise_error(e, EXC_GP, 0);
+		gva = insn_linear(e, i, 16, ACCESS_READ);
 		if (aligned && (gva & 15))
 			engine_raise_error(e, EXC_GP, 0);
 		linear_read_bytes(e, gva, &v, 16, ACCESS_READ);
@@ -53,6 +56,8 @@ static inline void store16(struct engine *e, const struct insn *i, bool aligned,
 			return;
 		}
 	}
+	if (aligned && e->flat && (insn_flat_linear(e, i) & 15))
+		engine_raise_error(e, EXC_GP, 0);
 	gva = insn_linear(e, i, 16, ACCESS_WRITE);
 	if (aligned && (gva & 15))
 		engine_raise_error(e, EXC_GP, 0);

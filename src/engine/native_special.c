@@ -123,6 +123,8 @@ static void op_maskmov(struct engine *e, const struct insn *i)
 
 	native_check(e, op->flags);
 	native_materialize(e->cpu);
+	if (mmx)
+		enter_mmx(e->cpu); /* CPUs do so even if the store then faults */
 	data = mmx ? mm(e->cpu, op->vector[0]) : xmm_low(e->cpu, op->vector[0]);
 	mask = mmx ? mm(e->cpu, op->vector[1]) : xmm_low(e->cpu, op->vector[1]);
 	for (unsigned pass = 0; pass < 2; pass++) {
@@ -138,8 +140,6 @@ static void op_maskmov(struct engine *e, const struct insn *i)
 				linear_store(e, gva, 1, data[k]);
 		}
 	}
-	if (mmx)
-		enter_mmx(e->cpu);
 }
 
 /* VGATHER, VPGATHER: vector[0] destination, [1] index, [2] mask. Elements done are marked in the mask before a fault. */

@@ -402,6 +402,7 @@ static bool category_allowed(const ZydisDecodedInstruction *z)
 	case ZYDIS_MNEMONIC_SIDT:
 	case ZYDIS_MNEMONIC_FNSTENV: /* the pointers are the host's */
 	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_MASKMOVQ: /* known: CR2 is that of the first selected byte, the host's that of the first */
 	case ZYDIS_MNEMONIC_FXSAVE:
 	case ZYDIS_MNEMONIC_FXSAVE64:
 		return false;
