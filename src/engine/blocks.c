@@ -200,6 +200,8 @@ void engine_invalidate_all(struct engine *e)
 		b->key = BLOCK_DEAD;
 		e->stats->blocks_invalidated++;
 	}
+	for (unsigned n = 0; n < CROSSING_COUNT; n++)
+		c->crossings[n].length = 0;
 	engine_forget_translations(e);
 	e->leave_block = true;
 }
@@ -269,13 +271,14 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 	return b;
 }
 
-/* An instruction that crosses pages or is not in RAM: decoded each time. */
+/* An instruction that crosses pages or is not in RAM: its bytes are fetched and compared each time. */
 static const struct block *decode_single(struct engine *e, uint64_t linear)
 {
 	struct block_cache *c = e->blocks;
 	uint8_t bytes[INSN_BYTES + 1];
 	unsigned left = 4096 - (linear & 0xfff), have = 0;
-	unsigned want = left < INSN_BYTES ? left : INSN_BYTES;
+	unsigned want = left < INSN_BYTES ? left : INSN_BYTES, known;
+	struct crossing *x = &c->crossings[(linear >> 12) % CROSSING_COUNT];
 
 	for (;;) {
 		uint64_t at = linear + have, gpa;
@@ -286,8 +289,18 @@ static const struct block *decode_single(struct engine *e, uint64_t linear)
 		gpa = mmu_fetch_page(e, at, &hva);
 		for (; have < want; have++, at++)
 			bytes[have] = hva ? hva[at & 0xfff] : (uint8_t)physical_read(e, (gpa & ~0xfffull) | (at & 0xfff), 1);
-		if (decode_insn(e, e->mode, bytes, have, &c->single_insn))
+		known = x->length < have ? x->length : have;
+		if (x->length && x->linear == linear && x->mode == e->mode && !memcmp(x->bytes, bytes, known)) {
+			if (x->length <= have) {
+				c->single_insn = x->insn;
+				break;
+			}
+		} else if (decode_insn(e, e->mode, bytes, have, &c->single_insn)) {
+			*x = (struct crossing){ .linear = linear, .mode = e->mode, .length = c->single_insn.length,
+				.insn = c->single_insn };
+			memcpy(x->bytes, bytes, x->length);
 			break;
+		}
 		if (have == INSN_BYTES)
 			engine_raise_error(e, EXC_GP, 0);
 		want = INSN_BYTES;

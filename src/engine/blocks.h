@@ -27,7 +27,17 @@ struct block_page {
 	uint64_t chunks; /* bit n: bytes 64n..64n+63 were decoded */
 };
 
+/* A decoded instruction that crosses pages: good as long as its bytes are the same, which is checked at each use. */
+#define CROSSING_COUNT 256
+struct crossing {
+	uint64_t linear;
+	uint8_t mode, length; /* length 0: empty */
+	uint8_t bytes[15];
+	struct insn insn;
+};
+
 struct block_cache {
+	struct crossing crossings[CROSSING_COUNT];
 	struct jump_entry jump[1 << JUMP_BITS];
 	struct block *blocks;
 	struct insn *insns;

@@ -342,7 +342,8 @@ static inline bool needs_care(const struct engine *e)
 {
 	const struct cpu_state *cpu = e->cpu;
 
-	return (cpu->rflags & (FLAG_TF | FLAG_RF)) || engine_events_pending(e) || e->attention || e->watch ||
+	return (cpu->rflags & (FLAG_TF | FLAG_RF)) || engine_events_pending(e) || e->watch ||
+		(e->attention && ((cpu->rflags & FLAG_IF) || cpu->nmi_pending)) ||
 		(cpu->activity | cpu->shadow_sti | cpu->shadow_mov_ss) || cpu->pending_dr6 || e->stepping ||
 		blocks_news(e);
 }
