@@ -119,6 +119,7 @@ struct engine {
 	bool split_held;	   /* shared->split_lock is ours; a fault gives it back */
 	uint64_t block_key;	   /* mode, privilege, TLB generation: validates jump cache entries */
 	uint64_t generation;
+	uint64_t large_code;	   /* code was fetched from a large page in this GiB (hashed by gva bits 35:30) since `generation` */
 	const struct insn *run_first; /* first instruction of the run that is not yet in `retired` */
 	/* What deliver() is delivering: survives the longjmp of a fault inside. */
 	uint8_t deliver_vector, deliver_how, deliver_depth;

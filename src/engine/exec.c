@@ -82,6 +82,7 @@ void engine_update_mode(struct engine *e)
 void engine_forget_translations(struct engine *e)
 {
 	e->generation++;
+	e->large_code = 0;
 	e->block_key = e->generation << 8 | (e->block_key & 0xff);
 }
 

@@ -222,6 +222,12 @@ enum tlb_array mmu_array(const struct engine *e, unsigned access)
 	return smap && !(e->cpu->rflags & FLAG_AC) ? TLB_SMAP : TLB_SUPERVISOR;
 }
 
+/* The jump cache outlives a TLB entry that another page has evicted, so it has a record of its own of large pages. */
+static inline uint64_t large_code_bit(uint64_t gva)
+{
+	return 1ull << ((gva >> 30) & 63);
+}
+
 static void fill(struct engine *e, uint64_t gva, enum tlb_array array, const struct walk *w, uint64_t offset,
 	bool readonly)
 {
@@ -246,6 +252,8 @@ static void fill(struct engine *e, uint64_t gva, enum tlb_array array, const str
 		e->tlb_large[array][index / 64] |= bit;
 	else
 		e->tlb_large[array][index / 64] &= ~bit;
+	if (w->large && t->exec == page)
+		e->large_code |= large_code_bit(gva);
 }
 
 uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned access, enum tlb_array array,
@@ -337,7 +345,6 @@ void mmu_flush_nonglobal(struct engine *e)
 void mmu_flush_page(struct engine *e, uint64_t gva)
 {
 	unsigned index = (gva >> 12) & (TLB_SIZE - 1);
-	bool large = false;
 
 	e->stats->tlb_flushes_page++;
 	for (unsigned array = 0; array < TLB_ARRAYS; array++) {
@@ -350,12 +357,11 @@ void mmu_flush_page(struct engine *e, uint64_t gva)
 
 				if (page == TLB_NO_TAG || (page >> 30) != (gva >> 30))
 					continue;
-				large = large || t->exec != TLB_NO_TAG;
 				drop(e, array, k);
 			}
 		}
 	}
-	if (large)
+	if (e->large_code & large_code_bit(gva))
 		engine_forget_translations(e);
 	else
 		engine_forget_page(e, gva);
