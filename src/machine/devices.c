@@ -275,6 +275,9 @@ void machine_devices_reset(struct machine *m)
 
 void machine_devices_destroy(struct machine *m)
 {
+	/* Each unmapped BAR would have notify_changed() look at all devices, some of them gone. */
+	for (unsigned i = 0; i < m->virtio_count; i++)
+		virtio_pci_set_notify_changed(m->virtio[i], NULL, NULL);
 	if (m->pci)
 		pci_bus_destroy(m->pci);
 	if (m->debug_ports)

@@ -225,6 +225,7 @@ START_TEST(ports_of_user_need_a_bitmap)
 	fixture_run(&f, "\xe6\x80", 2, 0);
 	ck_assert_int_eq(fixture_vector(&f), EXC_GP);
 	ck_assert_uint_eq(f.accesses, 0);
+	teardown();
 	setup();
 	f.cpu->rflags |= FLAG_IOPL;
 	f.cpu->gpr[GPR_RAX] = 0x1234;
