@@ -1,0 +1,64 @@
+/*
+ * Guest memory in the host's MMU: the shadow page tables of translated code are this process's own page tables.
+ *
+ * A guest's linear address space is 512 slots of 512 GiB, one for each PML4 entry. A slot in use owns a region of the host's
+ * address space with guard zones on both sides, and guest pages are mapped into it from the RAM memfd with the permissions that the guest's tables
+ * give. Where a slot lies is a delta: hva = gva + delta.
+ *
+ *   host address space of the vcpu process
+ *   0        1 TiB                                              ~77 TiB     85 TiB         128 TiB
+ *   | our own | guard | region 0 | guard | region 1 | guard | … |           | program | … libraries |
+ *    low 2 GiB: block, engine, code
+ *
+ * What translated code may rely on:
+ *  - shadow_delta[view][gva bits 47:39] always leads to a region (or to a reserved one without mappings), so gva + delta either
+ *    is guest memory that the access may touch, or faults, or is not canonical. It never is memory of ours.
+ *  - A mapped page is RAM; present with A set, writable only if D is set, the guest's tables permit writing (whatever CR0.WP says), it is not read-only
+ *    RAM and holds no decoded code. Never executable.
+ *  - Everything else faults, and is then filled (shadow_fill) or interpreted: MMIO, not present, a debug breakpoint, a page of the
+ *    wrong privilege for the view.
+ */
+#ifndef ENGINE_SHADOW_H
+#define ENGINE_SHADOW_H
+
+#include "engine/engine_state.h"
+
+/* Which accesses: a slot whose pages are supervisor's has no delta in the user view. */
+enum shadow_view { SHADOW_SUPERVISOR, SHADOW_USER, SHADOW_VIEWS };
+
+struct shadow_deltas {
+	uint64_t delta[SHADOW_VIEWS][512];
+};
+
+/* Policies (docs/shadow.md). */
+enum shadow_policy { SHADOW_UNSYNC, SHADOW_VTLB };
+
+/*
+ * Takes the address space and all tables; afterwards nothing is allocated. deltas: memory of the caller (translated code addresses it
+ * absolutely), filled in here and kept true. ram_fd: the memfd behind e->ram. 0 or −errno (the engine then
+ * goes on without translator).
+ */
+int shadow_create(struct engine *e, int ram_fd, enum shadow_policy policy, struct shadow_deltas *deltas);
+void shadow_destroy(struct engine *e);
+
+/*
+ * An access of translated code at gva faulted. Walks the guest's tables (sets no A or D bit, raises nothing) and maps the page, and neighbours where that is
+ * cheap. True: the page is mapped for that access now, run it again. False: the interpreter must do it.
+ */
+bool shadow_fill(struct engine *e, uint64_t gva, bool is_write);
+
+/* The guest address behind a host address in a region or its guards, as the slot's present owner sees it; ~0: not in a region. */
+uint64_t shadow_gva(const struct engine *e, uint64_t hva);
+
+/* CR3 was written or another register on which translation depends (CR0.PG/WP, CR4, EFER.NXE/LMA) has changed. */
+void shadow_set_root(struct engine *e);
+/* The twins of mmu_flush_*(), called by them. */
+void shadow_flush_page(struct engine *e, uint64_t gva);
+void shadow_flush_nonglobal(struct engine *e);
+void shadow_flush_all(struct engine *e);
+/* The memfd page gets decoded code: no mapping of it stays writable. */
+void shadow_protect_code(struct engine *e, uint64_t page);
+/* … has none any more (its bit in code_pages is clear): it may be mapped writable at the next fill. Lazy; may do nothing. */
+void shadow_release_code(struct engine *e, uint64_t page);
+
+#endif
