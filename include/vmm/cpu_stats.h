@@ -47,6 +47,16 @@
 	X(emul_lapic, "of those: local APIC registers, answered inside") \
 	X(emul_native, "x87, MMX, SSE and AVX instructions run natively") \
 	X(emul_split_lock, "locked accesses across pages or to MMIO") \
+	X(shadow_fills, "shadow: faults of translated code answered by mapping guest memory") \
+	X(shadow_refusals, "shadow: faults left to the interpreter") \
+	X(shadow_pages, "shadow: guest pages mapped, neighbours included") \
+	X(shadow_mmaps, "shadow: mmap and mprotect calls") \
+	X(shadow_munmaps, "shadow: munmap calls") \
+	X(shadow_evictions, "shadow: slots given up for want of regions, tables or mappings") \
+	X(shadow_syncs, "shadow: flushes that compared guest tables") \
+	X(shadow_tables, "shadow: guest table pages compared") \
+	X(shadow_attach_hits, "shadow: slots found again at a CR3 write") \
+	X(shadow_attach_misses, "shadow: slots begun empty") \
 	X(posted_writes, "writes posted without an exit") \
 	X(notifies, "queue notifications by eventfd without an exit")
 

@@ -20,6 +20,7 @@ struct engine_env {
 	/* The next APIC timer deadline changed: set VCPU_EVENT_TIMER at that time. 0: none. */
 	void (*set_timer)(void *ctx, uint64_t deadline_ns);
 	void *ctx;
+	int ram_fd; /* the memfd behind ram, for the shadow (docs/shadow.md); −1: none */
 };
 
 /* ram is the hva of the whole RAM memfd. All memory is taken here. 0 or -ENOMEM. */

@@ -86,6 +86,8 @@ struct tlb_entry {
 
 struct block_cache; /* exec.c */
 struct native_state; /* native.c */
+struct shadow; /* shadow.c */
+struct shadow_deltas; /* shadow.h */
 
 struct engine {
 	/* Set at create. */
@@ -97,6 +99,8 @@ struct engine {
 	struct engine_env env;
 	struct block_cache *blocks;
 	struct native_state *native;
+	struct shadow *shadow;	       /* NULL: no translator */
+	struct shadow_deltas *deltas;
 
 	/* Engine thread only. */
 	struct tlb_entry *tlb;	   /* the array in use: tlb_data[enum tlb_array] */

@@ -9,6 +9,7 @@
  */
 #include "engine/access.h"
 #include "engine/blocks.h"
+#include "engine/shadow.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -506,6 +507,20 @@ enum vcpu_exit_kind engine_run(struct engine *e, uint64_t max_instructions)
 	return kind;
 }
 
+/* Without a shadow (no memfd, a sanitizer's address space) there is no translator, and all is interpreted. */
+static void create_shadow(struct engine *e)
+{
+	void *deltas;
+
+	if (e->block->engine != VCPU_ENGINE_TRANSLATE || e->env.ram_fd < 0)
+		return;
+	deltas = mmap(NULL, sizeof(*e->deltas), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	if (deltas == MAP_FAILED)
+		return;
+	e->deltas = deltas;
+	shadow_create(e, e->env.ram_fd, SHADOW_UNSYNC, e->deltas);
+}
+
 int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *ram, const struct engine_env *env,
 	struct engine **engine)
 {
@@ -532,6 +547,7 @@ int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *r
 		engine_destroy(e);
 		return error;
 	}
+	create_shadow(e);
 	engine_state_changed(e);
 	*engine = e;
 	return 0;
@@ -541,6 +557,9 @@ void engine_destroy(struct engine *e)
 {
 	if (!e)
 		return;
+	shadow_destroy(e);
+	if (e->deltas)
+		munmap(e->deltas, sizeof(*e->deltas));
 	native_destroy(e);
 	blocks_destroy(e);
 	munmap(e, sizeof(*e));

@@ -7,6 +7,7 @@
  * are not kept apart: a CR3 write drops everything that is not global, which the architecture permits.
  */
 #include "engine/access.h"
+#include "engine/shadow.h"
 
 struct walk {
 	uint64_t gpa;
@@ -324,6 +325,7 @@ void mmu_flush_all(struct engine *e)
 		}
 	}
 	engine_forget_translations(e);
+	shadow_flush_all(e);
 }
 
 void mmu_flush_nonglobal(struct engine *e)
@@ -340,6 +342,7 @@ void mmu_flush_nonglobal(struct engine *e)
 		}
 	}
 	engine_forget_translations(e);
+	shadow_flush_nonglobal(e);
 }
 
 void mmu_flush_page(struct engine *e, uint64_t gva)
@@ -365,6 +368,7 @@ void mmu_flush_page(struct engine *e, uint64_t gva)
 		engine_forget_translations(e);
 	else
 		engine_forget_page(e, gva);
+	shadow_flush_page(e, gva);
 }
 
 void mmu_protect_code(struct engine *e, uint64_t page)
@@ -381,4 +385,5 @@ void mmu_protect_code(struct engine *e, uint64_t page)
 			}
 		}
 	}
+	shadow_protect_code(e, page);
 }

@@ -327,7 +327,7 @@ int engine_main(int argc, char **argv)
 	static struct vcpu_process process; /* outlives the stack frame for the signal handlers */
 	static char alt_stack[ALT_STACK_SIZE] __attribute__((aligned(64)));
 	struct vcpu_process *p = &process;
-	struct engine_env env = { access_vmm, exit_to_vmm, wait_event, set_timer, p };
+	struct engine_env env = { access_vmm, exit_to_vmm, wait_event, set_timer, p, VCPU_FD_RAM };
 	char name[16];
 	int rc;
 

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <seccomp.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "sandbox.h"
@@ -18,6 +19,8 @@ int sandbox_enter(void)
 	static const int allowed[] = { SCMP_SYS(futex), SCMP_SYS(timer_settime), SCMP_SYS(clock_gettime),
 		SCMP_SYS(clock_nanosleep), SCMP_SYS(rt_sigreturn), SCMP_SYS(rt_sigprocmask), SCMP_SYS(restart_syscall), SCMP_SYS(exit),
 		SCMP_SYS(exit_group), SCMP_SYS(madvise), SCMP_SYS(munmap), SCMP_SYS(gettid), SCMP_SYS(getpid), SCMP_SYS(tgkill) };
+	static const int mapping[] = { SCMP_SYS(mmap), SCMP_SYS(mprotect) };
+	struct scmp_arg_cmp not_executable = { .arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0 };
 	/* Doorbells and stderr; not the memfds. */
 	struct scmp_arg_cmp doorbell = { .arg = 0, .op = SCMP_CMP_GE, .datum_a = FIRST_DOORBELL };
 	struct scmp_arg_cmp standard_error = { .arg = 0, .op = SCMP_CMP_EQ, .datum_a = STDERR_FILENO };
@@ -26,6 +29,9 @@ int sandbox_enter(void)
 
 	if (!filter)
 		return -ENOMEM;
+	/* The shadow's mappings; nothing becomes executable. */
+	for (unsigned i = 0; !rc && i < sizeof(mapping) / sizeof(mapping[0]); i++)
+		rc = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, mapping[i], 1, &not_executable);
 	for (unsigned i = 0; !rc && i < sizeof(allowed) / sizeof(allowed[0]); i++)
 		rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, allowed[i], 0);
 	if (!rc)

@@ -719,7 +719,7 @@ static void print_test(const struct tester *t, uint64_t number)
 
 static bool create(struct tester *t)
 {
-	static const struct engine_env env = { env_access, env_exit, env_wait, NULL, NULL };
+	static const struct engine_env env = { env_access, env_exit, env_wait, NULL, NULL, -1 };
 	struct error err;
 	int fd = memfd_create("difftest", 0);
 

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "engine/access.h"
 
@@ -32,6 +34,7 @@ struct fixture {
 	struct vcpu_block *block;
 	struct vm_shared *shared;
 	uint8_t *ram;
+	int ram_fd;
 	struct cpu_state *cpu;
 	struct engine *engine;
 	unsigned accesses;
@@ -116,7 +119,7 @@ static inline void fixture_open(struct fixture *f)
 {
 	static const uint64_t gdt[] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff, 0x00cff3000000ffff,
 		0x00affb000000ffff, 0x00009b000000ffff, 0x00008b0070000067ull, 0 };
-	struct engine_env env = { fixture_access, fixture_exit, fixture_wait, fixture_set_timer, f };
+	struct engine_env env = { fixture_access, fixture_exit, fixture_wait, fixture_set_timer, f, -1 };
 	struct cpu_state *cpu;
 
 	memset(f, 0, sizeof(*f));
@@ -124,8 +127,12 @@ static inline void fixture_open(struct fixture *f)
 	memset(f->block, 0, sizeof(*f->block));
 	f->shared = calloc(1, sizeof(*f->shared) + FIXTURE_RAM / 4096 / 8 + 64);
 	f->shared->cpu_count = 1;
-	f->ram = aligned_alloc(4096, FIXTURE_RAM);
-	memset(f->ram, 0, FIXTURE_RAM);
+	f->ram_fd = memfd_create("fixture", MFD_CLOEXEC);
+	if (f->ram_fd < 0 || ftruncate(f->ram_fd, FIXTURE_RAM))
+		abort();
+	f->ram = mmap(NULL, FIXTURE_RAM, PROT_READ | PROT_WRITE, MAP_SHARED, f->ram_fd, 0);
+	if (f->ram == MAP_FAILED)
+		abort();
 	f->block->ram.ranges[0] = (struct ram_range){ .gpa = 0, .size = FIXTURE_RAM };
 	f->block->ram.file_size = FIXTURE_RAM;
 	cpu_model_create("common", 1, &f->block->model, NULL);
@@ -159,6 +166,7 @@ static inline void fixture_open(struct fixture *f)
 	cpu->rflags = FLAG_FIXED;
 	cpu->gpr[GPR_RIP] = FIXTURE_CODE;
 	cpu->gpr[GPR_RSP] = FIXTURE_STACK;
+	env.ram_fd = f->ram_fd;
 	if (engine_create(f->block, f->shared, f->ram, &env, &f->engine))
 		abort();
 }
@@ -168,7 +176,8 @@ static inline void fixture_close(struct fixture *f)
 	engine_destroy(f->engine);
 	free(f->block);
 	free(f->shared);
-	free(f->ram);
+	munmap(f->ram, FIXTURE_RAM);
+	close(f->ram_fd);
 }
 
 /* To CPL 3, 64-bit. */
