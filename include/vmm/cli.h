@@ -8,6 +8,7 @@
 #ifndef VMM_CLI_H
 #define VMM_CLI_H
 
+#include "vmm/bench.h"
 #include "vmm/machine.h"
 
 enum cli_status {
@@ -17,10 +18,11 @@ enum cli_status {
 	CLI_GUEST_CRASH = 6,   /* triple fault */
 	CLI_INTERNAL = 8,      /* a vcpu process died, or a bug of ours */
 	CLI_UNSUPPORTED = 10,  /* documented, but this version cannot do it yet */
+	CLI_BENCH_FAILED = 12, /* vmm bench: something that was measured failed */
 	CLI_STOPPED = 130,     /* ended from outside: Ctrl-A x, SIGINT, SIGTERM, SIGHUP */
 };
 
-enum cli_command { CLI_CMD_HELP, CLI_CMD_RUN, CLI_CMD_INFO, CLI_CMD_VERSION };
+enum cli_command { CLI_CMD_HELP, CLI_CMD_RUN, CLI_CMD_INFO, CLI_CMD_VERSION, CLI_CMD_BENCH, CLI_CMD_BENCH_COMPARE, CLI_CMD_BENCH_SHOW };
 
 struct cli_request {
 	enum cli_command command;
@@ -28,6 +30,8 @@ struct cli_request {
 	bool json;		/* CLI_CMD_INFO */
 	int log_level;		/* enum log_level */
 	struct machine_config config;
+	struct bench_config bench;    /* CLI_CMD_BENCH…; html also for show */
+	const char *bench_files[2];   /* compare: two, show: one */
 };
 
 struct error;
@@ -38,11 +42,15 @@ struct error;
  */
 int cli_parse(int argc, char *const *argv, struct cli_request *request, struct error *err);
 
+/* The part of cli_parse() for `vmm bench …`. */
+int cli_bench_parse(int argc, char *const *argv, struct cli_request *request, struct error *err);
+
 /* The text of `vmm help TOPIC` (NULL: the overview), or NULL if there is none. */
 const char *cli_help_text(const char *topic);
 
 /* The commands. Each returns the exit status. */
 int cli_run(const struct cli_request *request);
 int cli_info(bool json);
+int cli_bench(const struct cli_request *request);
 
 #endif

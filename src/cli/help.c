@@ -8,6 +8,7 @@ static const char overview[] =
 	"\n"
 	"  vmm run [options] GUEST     run a virtual machine\n"
 	"  vmm info [--json]           what this host offers, and which backend auto would choose\n"
+	"  vmm bench [options]         measure what the ways of running a guest cost here\n"
 	"  vmm version                 the version\n"
 	"  vmm help [COMMAND]          this text, or more about a command\n"
 	"\n"
@@ -53,6 +54,34 @@ static const char info[] =
 	"Shows whether /dev/kvm works and which memory virtualisation is underneath, the processor features that vmm\n"
 	"uses, userfaultfd, huge pages, the limits that matter, and what --backend=auto would choose and why.\n";
 
+static const char bench[] =
+	"vmm bench [options]\n"
+	"vmm bench compare BEFORE.json AFTER.json\n"
+	"vmm bench show FILE.json [--html FILE]\n"
+	"\n"
+	"Runs the same work natively, under each engine of vmm and under QEMU, in turn, and shows medians, spreads and\n"
+	"ratios. What is absent is skipped with a sentence; what crashes, hangs or answers wrongly has failed.\n"
+	"\n"
+	"  --quick                    within 60 seconds, as many rounds as fit\n"
+	"  --full                     large amounts of work, many rounds, also compile, fio and iperf3\n"
+	"  --group nano,micro,macro   which groups (all): bare metal; a program in a Linux guest; whole tasks\n"
+	"  --only NAME,...            which works, of those that --list names\n"
+	"  --columns ID,...           which columns, of those that --list names\n"
+	"  --list                     name columns and works, and measure nothing\n"
+	"  --json FILE                write the result, with commands, versions and raw samples\n"
+	"  --html FILE                write it as a page with charts, for a browser or for print\n"
+	"  --kernel FILE              the Linux kernel of the guests (one that scripts/fetch-kernels has fetched)\n"
+	"  --root FILE                the root image that bench/make-root has made, for --full\n"
+	"  --guests FOLDER            where nano.elf, nano and micro are (beside the program)\n"
+	"  --rounds N                 launches of each column (3; with --full 7)\n"
+	"  --limit SECONDS            how long a launch may take (300; with --quick 30, with --full 1800)\n"
+	"\n"
+	"compare says what changed from one result to another and whether it is above the noise of both.\n"
+	"show prints a result again.\n"
+	"\n"
+	"Exit status: 0; 12 something that was measured failed; 2 bad usage; 4 a file or resource of the host is missing\n"
+	"or bad; 130 ended by a signal.\n";
+
 static const char version[] = "vmm version\n\nShows the version.\n";
 static const char help[] = "vmm help [COMMAND]\n\nShows the commands, or one command's options.\n";
 
@@ -60,7 +89,7 @@ const char *cli_help_text(const char *topic)
 {
 	static const struct {
 		const char *topic, *text;
-	} texts[] = {{"run", run}, {"info", info}, {"version", version}, {"help", help}};
+	} texts[] = {{"run", run}, {"info", info}, {"bench", bench}, {"version", version}, {"help", help}};
 
 	if (!topic)
 		return overview;

@@ -25,6 +25,9 @@ int main(int argc, char **argv)
 	switch (request.command) {
 	case CLI_CMD_RUN: return cli_run(&request);
 	case CLI_CMD_INFO: return cli_info(request.json);
+	case CLI_CMD_BENCH:
+	case CLI_CMD_BENCH_COMPARE:
+	case CLI_CMD_BENCH_SHOW: return cli_bench(&request);
 	case CLI_CMD_VERSION: puts("vmm " VMM_VERSION); return CLI_OK;
 	case CLI_CMD_HELP: fputs(cli_help_text(request.help_topic), stdout); return CLI_OK;
 	}

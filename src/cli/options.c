@@ -462,6 +462,10 @@ int cli_parse(int argc, char *const *argv, struct cli_request *request, struct e
 		}
 		return 0;
 	}
+	if (!strcmp(command, "bench")) {
+		request->command = CLI_CMD_BENCH;
+		return cli_bench_parse(argc, argv, request, err);
+	}
 	if (!strcmp(command, "version") || !strcmp(command, "--version")) {
 		request->command = CLI_CMD_VERSION;
 		return argc > 2 ? error_set(err, -EINVAL, "vmm version takes no arguments.") : 0;
@@ -470,7 +474,7 @@ int cli_parse(int argc, char *const *argv, struct cli_request *request, struct e
 		request->command = CLI_CMD_HELP;
 		request->help_topic = argc > 2 ? argv[2] : NULL;
 		if (argc > 3 || !cli_help_text(request->help_topic))
-			return error_set(err, -EINVAL, "vmm help knows run, info, version and help.");
+			return error_set(err, -EINVAL, "vmm help knows run, info, bench, version and help.");
 		return 0;
 	}
 	return error_set(err, -EINVAL, "vmm does not know the command \"%.60s\"; see vmm help.", command);

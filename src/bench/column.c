@@ -1,0 +1,258 @@
+/*
+ * The columns: every way of running that exists here, found by trying. An engine that this vmm does not have yet (exit
+ * status 2 or 10, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence; when
+ * it comes, it appears. What a KVM column's memory virtualisation is called comes from `vmm info`, which detects it.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "bench_internal.h"
+#include "json_read.h"
+
+static const struct candidate {
+	const char *id, *label;
+	enum bench_column_kind kind;
+	bool needs_kvm;
+	const char *options[3];
+} candidates[] = {
+	{"native", "native", BENCH_NATIVE, false, {NULL}},
+	{"interp", "vmm, interpreter", BENCH_VMM, false, {"--backend=soft", "--engine=interp"}},
+	{"translate", "vmm, translator", BENCH_VMM, false, {"--backend=soft", "--engine=translate"}},
+	{"translate-trace", "vmm, translator (trace)", BENCH_VMM, false,
+		{"--backend=soft", "--engine=translate", "--shadow=trace"}},
+	{"translate-unsync", "vmm, translator (unsync)", BENCH_VMM, false,
+		{"--backend=soft", "--engine=translate", "--shadow=unsync"}},
+	{"translate-vtlb", "vmm, translator (vtlb)", BENCH_VMM, false,
+		{"--backend=soft", "--engine=translate", "--shadow=vtlb"}},
+	{"kvm", "vmm, KVM", BENCH_VMM, true, {"--backend=kvm"}},
+	{"tcg", "QEMU, TCG", BENCH_QEMU, false, {"tcg", "max"}},
+	{"qemu-kvm", "QEMU, KVM", BENCH_QEMU, true, {"kvm", "host"}},
+};
+
+static void kvm_describe(struct bench_host *host, const char *self)
+{
+	char *text = bench_output_of((const char *const[]){self, "info", "--json", NULL});
+	struct json_value *root = text ? json_parse(text, strlen(text)) : NULL;
+	const struct json_value *kvm = json_get(root, "kvm");
+
+	snprintf(host->kvm, sizeof(host->kvm), "%.190s", json_text(json_get(kvm, "state"), "unknown"));
+	snprintf(host->memory_virt, sizeof(host->memory_virt), "%.110s",
+		json_text(json_get(kvm, "memory_virtualisation"), "unknown"));
+	if (!json_true(json_get(kvm, "works")) && !strncmp(host->kvm, "yes", 3))
+		snprintf(host->kvm, sizeof(host->kvm), "it does not work");
+	json_free(root);
+	free(text);
+}
+
+static bool kvm_works(const char *self)
+{
+	char *text = bench_output_of((const char *const[]){self, "info", "--json", NULL});
+	struct json_value *root = text ? json_parse(text, strlen(text)) : NULL;
+	bool works = json_true(json_get(json_get(root, "kvm"), "works"));
+
+	json_free(root);
+	free(text);
+	return works;
+}
+
+/* Does this vmm take these options? Its statuses 2 and 10 say no (vmm(1)); it then prints one sentence. */
+static bool engine_exists(const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
+{
+	struct bench_child child = {.limit = 10};
+	char text[BENCH_COMMAND_MAX];
+	int status;
+
+	if (bench_column_command(column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) ||
+		bench_spawn(&child)) {
+		snprintf(why, size, "The program itself cannot be started.");
+		return false;
+	}
+	status = WIFEXITED(child.status) ? WEXITSTATUS(child.status) : -1;
+	if (status != 2 && status != 10)
+		return true;
+	snprintf(why, size, "%.300s", strncmp(child.tail, "vmm: ", 5) ? child.tail : child.tail + 5);
+	return false;
+}
+
+static void column_check(struct bench_column *column, const struct candidate *c, const struct bench_result *result,
+	const struct bench_paths *paths, bool kvm)
+{
+	column->present = false;
+	if (c->needs_kvm && !kvm) {
+		snprintf(column->why, sizeof(column->why), "KVM does not work here: %.200s.", result->host.kvm);
+	} else if (c->kind == BENCH_QEMU && !paths->qemu[0]) {
+		snprintf(column->why, sizeof(column->why), "qemu-system-x86_64 is not installed.");
+	} else if (c->kind == BENCH_NATIVE && !paths->micro[0] && !paths->nano_native[0]) {
+		snprintf(column->why, sizeof(column->why), "The programs to run natively are not there; build them or give --guests.");
+	} else {
+		column->present = c->kind != BENCH_VMM || engine_exists(column, paths, column->why, sizeof(column->why));
+	}
+}
+
+static void versions_find(struct bench_result *result, const struct bench_paths *paths)
+{
+	char *qemu = paths->qemu[0] ? bench_output_of((const char *const[]){paths->qemu, "--version", NULL}) : NULL;
+
+	if (qemu)
+		qemu[strcspn(qemu, "\n")] = 0;
+	for (unsigned i = 0; i < result->column_count; i++) {
+		struct bench_column *column = &result->columns[i];
+
+		if (column->kind == BENCH_VMM)
+			snprintf(column->version, sizeof(column->version), "vmm %.31s, commit %.63s", result->version, result->commit);
+		else if (column->kind == BENCH_QEMU)
+			snprintf(column->version, sizeof(column->version), "%.150s", qemu ? qemu : "");
+		else
+			snprintf(column->version, sizeof(column->version), "%.150s", result->host.kernel);
+	}
+	free(qemu);
+}
+
+void bench_columns_detect(struct bench_result *result, const struct bench_paths *paths, const char *chosen)
+{
+	bool kvm = kvm_works(paths->self);
+
+	kvm_describe(&result->host, paths->self);
+	for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
+		const struct candidate *c = &candidates[i];
+		struct bench_column *column = &result->columns[result->column_count];
+
+		if (!bench_listed(chosen, c->id))
+			continue;
+		memset(column, 0, sizeof(*column));
+		snprintf(column->id, sizeof(column->id), "%s", c->id);
+		column->kind = c->kind;
+		for (unsigned o = 0; o < 3 && c->options[o]; o++)
+			snprintf(column->options[o], sizeof(column->options[o]), "%s", c->options[o]);
+		if (c->needs_kvm && kvm)
+			snprintf(column->label, sizeof(column->label), "%s (%.40s)", c->label, result->host.memory_virt);
+		else
+			snprintf(column->label, sizeof(column->label), "%s", c->label);
+		column_check(column, c, result, paths, kvm);
+		result->column_count++;
+	}
+	versions_find(result, paths);
+}
+
+struct builder {
+	const char **argv;
+	unsigned argc;
+	char *text;
+	size_t size, at;
+	bool full;
+};
+
+static void add(struct builder *b, const char *arg)
+{
+	if (b->argc + 1 < BENCH_ARG_MAX)
+		b->argv[b->argc++] = arg;
+	else
+		b->full = true;
+	b->argv[b->argc] = NULL;
+}
+
+/* A string of two parts, kept in the builder's text. */
+static void add_joined(struct builder *b, const char *first, const char *second)
+{
+	size_t length = strlen(first) + strlen(second) + 1;
+
+	if (b->at + length > b->size) {
+		b->full = true;
+		return;
+	}
+	snprintf(b->text + b->at, length, "%s%s", first, second);
+	add(b, b->text + b->at);
+	b->at += length;
+}
+
+/* What stands before the words for the guest on a kernel's command line. */
+static const char *command_line(enum bench_part part)
+{
+	switch (part) {
+	case BENCH_PART_LINUX: return "console=ttyS0 quiet panic=-1 -- ";
+	case BENCH_PART_ROOT: return "console=ttyS0 quiet panic=-1 root=/dev/vda ro init=/bench-init -- ";
+	default: return "";
+	}
+}
+
+static void native_command(struct builder *b, enum bench_part part, const struct bench_paths *paths, const char *words)
+{
+	char copy[BENCH_COMMAND_MAX / 2], *rest = copy;
+
+	add(b, part == BENCH_PART_NANO ? paths->nano_native : paths->micro);
+	snprintf(copy, sizeof(copy), "%s", words);
+	for (char *word = strtok_r(copy, " ", &rest); word; word = strtok_r(NULL, " ", &rest))
+		add_joined(b, word, "");
+}
+
+static void vmm_command(struct builder *b, const struct bench_column *column, enum bench_part part,
+	const struct bench_paths *paths, const char *words)
+{
+	add(b, paths->self);
+	add(b, "run");
+	for (unsigned i = 0; i < 4 && column->options[i][0]; i++)
+		add(b, column->options[i]);
+	add(b, "--memory");
+	add(b, part == BENCH_PART_ROOT ? "1G" : "512M");
+	add(b, "--on-reboot=exit");
+	add(b, "--stats");
+	add(b, paths->stats);
+	add(b, "--kernel");
+	/* Without the guest the options are still tried, on a file that is not there. */
+	add(b, part != BENCH_PART_NANO ? paths->kernel : paths->nano[0] ? paths->nano : "/nonexistent/nano.elf");
+	if (part != BENCH_PART_NANO) {
+		add(b, "--initrd");
+		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
+	}
+	if (part == BENCH_PART_ROOT) {
+		add(b, "--disk");
+		add_joined(b, paths->root, ",ro");
+	}
+	add(b, "--append");
+	add_joined(b, command_line(part), words);
+}
+
+static void qemu_command(struct builder *b, const struct bench_column *column, enum bench_part part,
+	const struct bench_paths *paths, const char *words)
+{
+	static const char *const fixed[] = {"-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none",
+		"-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"};
+
+	add(b, paths->qemu);
+	add(b, "-accel");
+	add(b, column->options[0]);
+	add(b, "-cpu");
+	add(b, column->options[1]);
+	add(b, "-m");
+	add(b, part == BENCH_PART_ROOT ? "1024" : "512");
+	for (unsigned i = 0; i < sizeof(fixed) / sizeof(fixed[0]); i++)
+		add(b, fixed[i]);
+	add(b, "-kernel");
+	add(b, part == BENCH_PART_NANO ? paths->nano : paths->kernel);
+	if (part != BENCH_PART_NANO) {
+		add(b, "-initrd");
+		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
+	}
+	if (part == BENCH_PART_ROOT) {
+		add(b, "-drive");
+		add_joined(b, "format=raw,if=virtio,readonly=on,file=", paths->root);
+	}
+	add(b, "-append");
+	add_joined(b, command_line(part), words);
+}
+
+int bench_column_command(const struct bench_column *column, enum bench_part part, const struct bench_paths *paths,
+	const char *words, const char **argv, char *text, size_t size)
+{
+	struct builder b = {.argv = argv, .text = text, .size = size};
+
+	argv[0] = NULL;
+	switch (column->kind) {
+	case BENCH_VMM: vmm_command(&b, column, part, paths, words); break;
+	case BENCH_QEMU: qemu_command(&b, column, part, paths, words); break;
+	default: native_command(&b, part, paths, words); break;
+	}
+	return b.full ? -1 : 0;
+}

@@ -1,0 +1,448 @@
+/*
+ * The run itself: rounds of launches, one of each column and part in turn, so that whatever drifts on the host drifts for all. A
+ * launch counts only as a whole: its guest must have begun, written every sample that was asked for and nothing that
+ * is none, ended, and its clock must have gone as fast as the host's. If not, the first work without its samples is
+ * blamed, and the launch is repeated without it; a guest that cannot be trusted at all fails everything that it ran.
+ * Last, the answers of the columns are compared: a wrong one is a failure, however fast.
+ */
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "bench_internal.h"
+#include "vmm/error.h"
+
+#define ATTEMPTS_MAX 4
+#define CLOCK_TOLERANCE 0.1
+
+struct session {
+	const struct bench_config *config;
+	const struct bench_paths *paths;
+	struct bench_result *result;
+	int interrupt;
+	uint64_t start, deadline; /* ns; deadline is ~0 without a budget */
+	unsigned rounds, repeat;
+	const char *scale;
+	double limit; /* seconds for a launch */
+	double took[BENCH_PARTS][BENCH_COLUMN_MAX];
+	struct bench_meter meter;
+	struct bench_output output;
+};
+
+void bench_note(struct bench_result *result, const char *format, ...)
+{
+	const unsigned max = sizeof(result->notes) / sizeof(result->notes[0]);
+	va_list args;
+
+	if (result->note_count == max)
+		return;
+	va_start(args, format);
+	vsnprintf(result->notes[result->note_count++], sizeof(result->notes[0]), format, args);
+	va_end(args);
+}
+
+static double remaining(const struct session *s)
+{
+	uint64_t now = bench_now();
+
+	if (s->deadline == ~0ull)
+		return INFINITY;
+	return now < s->deadline ? (double)(s->deadline - now) / 1e9 : 0;
+}
+
+static double elapsed(const struct session *s)
+{
+	return (double)(bench_now() - s->start) / 1e9;
+}
+
+static void cell_fail(struct bench_cell *cell, const char *why)
+{
+	cell->state = BENCH_FAILED;
+	cell->count = 0;
+	snprintf(cell->why, sizeof(cell->why), "%s", why);
+}
+
+static bool boot_measured(const struct bench_work *work)
+{
+	return !strcmp(work->id, "boot");
+}
+
+/* What the next launch asks for: the works of the part that have not failed and were not skipped here. */
+static void expect(struct session *s, enum bench_part part, unsigned column, const bool *left_out)
+{
+	bench_output_init(&s->output, part == BENCH_PART_ROOT ? 1 : s->repeat);
+	for (unsigned w = 0; w < s->result->work_count; w++) {
+		const struct bench_cell *cell = &s->result->cells[w][column];
+
+		if (s->result->works[w].part == part && !boot_measured(&s->result->works[w]) && !left_out[w] &&
+			(cell->state == BENCH_EMPTY || cell->state == BENCH_OK))
+			bench_output_expect(&s->output, &s->result->works[w]);
+	}
+}
+
+static void words_build(const struct session *s, char *text, size_t size)
+{
+	size_t at = (size_t)snprintf(text, size, "bench=%s", s->output.count ? "" : "none");
+
+	for (unsigned i = 0; i < s->output.count && at < size; i++)
+		at += (size_t)snprintf(text + at, size - at, "%s%s", i ? "," : "", s->output.items[i].id);
+	if (at < size)
+		snprintf(text + at, size - at, " repeat=%u scale=%s", s->output.wanted, s->scale);
+}
+
+static void on_line(void *ctx, const char *line, uint64_t now)
+{
+	bench_output_line(ctx, line, now);
+}
+
+/* Did the command end as it should after a whole run? The nano guest ends by the debug-exit port: an odd status. */
+static bool status_good(const struct bench_column *column, enum bench_part part, int status)
+{
+	if (!WIFEXITED(status))
+		return false;
+	return !WEXITSTATUS(status) || (part == BENCH_PART_NANO && column->kind != BENCH_NATIVE && (WEXITSTATUS(status) & 1));
+}
+
+static void status_text(int status, char *text, size_t size)
+{
+	if (WIFSIGNALED(status))
+		snprintf(text, size, "it was ended by the signal %s", strsignal(WTERMSIG(status)));
+	else
+		snprintf(text, size, "it ended with status %d", WEXITSTATUS(status));
+}
+
+/* What is wrong with a launch as a sentence, or an empty text. Fills launch->clock_ratio. */
+static void judge(struct session *s, const struct bench_child *child, struct bench_launch *launch)
+{
+	const struct bench_output *out = &s->output;
+	char end[96], *why = launch->why;
+	size_t size = sizeof(launch->why);
+
+	launch->clock_ratio = bench_output_clock(out, s->result->host.tsc_hz);
+	status_text(child->status, end, sizeof(end));
+	why[0] = 0;
+	if (child->interrupted)
+		snprintf(why, size, "It was interrupted.");
+	else if (child->timed_out)
+		snprintf(why, size, "It was killed after %.0f s%s%s.", child->limit, out->ended ? ", having written its last line" : "",
+			out->begun || out->ended ? "" : ", before it had begun");
+	else if (child->flooded)
+		snprintf(why, size, "It was killed after %u MiB of output.", BENCH_OUTPUT_MAX >> 20);
+	else if (out->bad[0])
+		snprintf(why, size, "Its output is not to be trusted: %.280s.", out->bad);
+	else if (!out->ended)
+		snprintf(why, size, "It did not come to its end; %s%s%.150s.", end, child->tail[0] ? ", saying: " : "", child->tail);
+	else if (!status_good(&s->result->columns[launch->column], launch->part, child->status))
+		snprintf(why, size, "It wrote its last line, but %s%s%.150s.", end, child->tail[0] ? ", saying: " : "", child->tail);
+	else if (bench_output_culprit(out) >= 0)
+		snprintf(why, size, "It ended without all samples of %s.", out->items[bench_output_culprit(out)].id);
+	else if (launch->clock_ratio > 0 && fabs(launch->clock_ratio - 1) > CLOCK_TOLERANCE)
+		snprintf(why, size, "The guest's clock went %.2f times as fast as the host's.", launch->clock_ratio);
+	launch->ok = !why[0];
+}
+
+static void merge_item(struct bench_cell *cell, const struct bench_item *item, unsigned launch)
+{
+	if (item->bad) {
+		cell_fail(cell, item->why);
+		return;
+	}
+	if (item->skipped) {
+		if (cell->state == BENCH_EMPTY) {
+			cell->state = BENCH_SKIPPED;
+			snprintf(cell->why, sizeof(cell->why), "%s", item->why);
+		}
+		return;
+	}
+	if (cell->has_check && cell->check != item->check && cell->samples[0].n == item->samples[0].n) {
+		cell_fail(cell, "Two launches gave different answers.");
+		return;
+	}
+	cell->state = BENCH_OK;
+	cell->has_check = true;
+	cell->check = item->check;
+	for (unsigned i = 0; i < item->count && cell->count < BENCH_SAMPLE_MAX; i++) {
+		cell->samples[cell->count] = item->samples[i];
+		cell->samples[cell->count++].launch = launch;
+	}
+}
+
+static void merge(struct session *s, const struct bench_launch *launch, unsigned index, const struct bench_child *child)
+{
+	struct bench_result *r = s->result;
+	int boot = bench_work_find(r->works, r->work_count, "boot");
+
+	for (unsigned i = 0; i < s->output.count; i++) {
+		int w = bench_work_find(r->works, r->work_count, s->output.items[i].id);
+
+		merge_item(&r->cells[w][launch->column], &s->output.items[i], index);
+	}
+	if (boot >= 0 && launch->part == BENCH_PART_LINUX && r->columns[launch->column].kind != BENCH_NATIVE) {
+		struct bench_cell *cell = &r->cells[boot][launch->column];
+
+		if (cell->count < BENCH_SAMPLE_MAX) {
+			cell->state = BENCH_OK;
+			cell->samples[cell->count++] = (struct bench_sample){
+				(double)(s->output.begun_ns - child->started) / 1e9, 1, index};
+		}
+	}
+}
+
+/* A part that a column could not run at all: nothing of it counts. */
+static void part_fail(struct session *s, enum bench_part part, unsigned column, const char *why)
+{
+	for (unsigned w = 0; w < s->result->work_count; w++)
+		if (s->result->works[w].part == part && s->result->cells[w][column].state != BENCH_SKIPPED)
+			cell_fail(&s->result->cells[w][column], why);
+}
+
+static struct bench_launch *launch_new(struct session *s, enum bench_part part, unsigned column, unsigned round)
+{
+	struct bench_launch *launch;
+
+	if (s->result->launch_count == BENCH_LAUNCH_MAX)
+		return NULL;
+	launch = &s->result->launches[s->result->launch_count++];
+	memset(launch, 0, sizeof(*launch));
+	launch->column = column;
+	launch->part = part;
+	launch->round = round;
+	launch->start = elapsed(s);
+	return launch;
+}
+
+/* One launch. NULL if it could not even be tried. */
+static struct bench_launch *launch_once(struct session *s, enum bench_part part, unsigned column, unsigned round,
+	struct bench_child *child)
+{
+	char words[1024], text[BENCH_COMMAND_MAX];
+	struct bench_launch *launch = launch_new(s, part, column, round);
+	int rc;
+
+	if (!launch)
+		return NULL;
+	words_build(s, words, sizeof(words));
+	memset(child, 0, sizeof(*child));
+	child->limit = fmin(s->limit, remaining(s));
+	child->line = on_line;
+	child->ctx = &s->output;
+	child->interrupt = s->interrupt;
+	child->directory = s->paths->dir;
+	if (bench_column_command(&s->result->columns[column], part, s->paths, words, child->argv, text, sizeof(text))) {
+		snprintf(launch->why, sizeof(launch->why), "The command line would be too long.");
+		return launch;
+	}
+	bench_command_text(child->argv, launch->command, sizeof(launch->command));
+	unlink(s->paths->stats);
+	bench_meter_run(&s->meter, 5);
+	rc = bench_spawn(child);
+	launch->seconds = child->seconds;
+	if (rc)
+		snprintf(launch->why, sizeof(launch->why), "It cannot be started: %s.", strerror(-rc));
+	else
+		judge(s, child, launch);
+	return launch;
+}
+
+static void progress(const struct session *s, const struct bench_launch *launch)
+{
+	fprintf(stderr, "[%4.0f s] round %u: %s on %s, %.1f s%s%s\n", elapsed(s), launch->round + 1,
+		bench_part_names[launch->part], s->result->columns[launch->column].id, launch->seconds,
+		launch->ok ? "" : ": ", launch->why);
+}
+
+/* The launches that one turn of a column takes. -EINTR if the person wants to stop. */
+static int turn(struct session *s, enum bench_part part, unsigned column, unsigned round)
+{
+	bool left_out[BENCH_WORK_MAX] = {false};
+	struct bench_child child;
+
+	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+		struct bench_launch *launch;
+		int culprit, w;
+
+		expect(s, part, column, left_out);
+		if (!s->output.count && (part != BENCH_PART_LINUX || s->result->columns[column].kind == BENCH_NATIVE ||
+			bench_work_find(s->result->works, s->result->work_count, "boot") < 0))
+			return 0;
+		launch = launch_once(s, part, column, round, &child);
+		if (!launch)
+			return 0;
+		progress(s, launch);
+		s->took[part][column] = launch->seconds;
+		if (child.interrupted)
+			return -EINTR;
+		if (launch->ok) {
+			merge(s, launch, s->result->launch_count - 1, &child);
+			bench_profile_add(&s->result->profiles[part][column], s->paths->stats);
+			return 0;
+		}
+		culprit = bench_output_culprit(&s->output);
+		if (!s->output.begun || attempt + 1 == ATTEMPTS_MAX || remaining(s) < 2 || (culprit < 0 && attempt)) {
+			part_fail(s, part, column, launch->why);
+			return 0;
+		}
+		if (culprit < 0)
+			continue; /* all samples came, and yet it is not to be trusted: once more */
+		w = bench_work_find(s->result->works, s->result->work_count, s->output.items[culprit].id);
+		cell_fail(&s->result->cells[w][column], launch->why);
+	}
+	return 0;
+}
+
+static bool part_possible(const struct session *s, enum bench_part part, const struct bench_column *column)
+{
+	bool native = column->kind == BENCH_NATIVE;
+
+	if (!column->present)
+		return false;
+	switch (part) {
+	case BENCH_PART_NANO: return native ? s->paths->nano_native[0] : s->paths->nano[0];
+	case BENCH_PART_LINUX: return s->paths->micro[0] && (native || s->paths->kernel[0]);
+	default: return !native && s->paths->root[0];
+	}
+}
+
+/* Is there time for another round of the part? As long as the last one took, and a bit more. */
+static bool round_fits(const struct session *s, enum bench_part part)
+{
+	double sum = 1;
+
+	for (unsigned c = 0; c < s->result->column_count; c++)
+		sum += s->took[part][c] * 1.2;
+	return sum < remaining(s);
+}
+
+static void skip_late(struct session *s, enum bench_part part, unsigned column)
+{
+	for (unsigned w = 0; w < s->result->work_count; w++) {
+		struct bench_cell *cell = &s->result->cells[w][column];
+
+		if (s->result->works[w].part == part && cell->state == BENCH_EMPTY) {
+			cell->state = BENCH_SKIPPED;
+			snprintf(cell->why, sizeof(cell->why), "There was no time left for it.");
+		}
+	}
+}
+
+static int rounds_run(struct session *s)
+{
+	for (unsigned round = 0; round < s->rounds; round++)
+		for (unsigned part = 0; part < BENCH_PARTS; part++) {
+			if (round && !round_fits(s, (enum bench_part)part))
+				continue;
+			for (unsigned c = 0; c < s->result->column_count; c++) {
+				int rc;
+
+				if (!part_possible(s, (enum bench_part)part, &s->result->columns[c]))
+					continue;
+				if (remaining(s) < 1) {
+					skip_late(s, (enum bench_part)part, c);
+					continue;
+				}
+				rc = turn(s, (enum bench_part)part, c, round);
+				if (rc)
+					return rc;
+			}
+		}
+	return 0;
+}
+
+/* The column whose answers are the reference for a work: native, else the first that has one. */
+static int reference(const struct bench_result *r, unsigned work)
+{
+	for (unsigned c = 0; c < r->column_count; c++)
+		if (r->cells[work][c].state == BENCH_OK && r->cells[work][c].has_check)
+			return (int)c; /* native is the first column */
+	return -1;
+}
+
+/* Without native to say who is right, columns that disagree have both failed. */
+static void answers_compare(struct bench_result *r)
+{
+	for (unsigned w = 0; w < r->work_count; w++) {
+		int base = reference(r, w);
+		bool blame_base = false;
+		char why[BENCH_TEXT_MAX];
+
+		for (unsigned c = 0; base >= 0 && c < r->column_count; c++) {
+			struct bench_cell *cell = &r->cells[w][c], *other = &r->cells[w][base];
+
+			if ((int)c == base || cell->state != BENCH_OK || !cell->has_check ||
+				cell->samples[0].n != other->samples[0].n || cell->check == other->check)
+				continue;
+			snprintf(why, sizeof(why), "A wrong answer: %llx instead of %s's %llx.", (unsigned long long)cell->check,
+				r->columns[base].id, (unsigned long long)other->check);
+			cell_fail(cell, why);
+			blame_base = r->columns[base].kind != BENCH_NATIVE;
+		}
+		if (blame_base)
+			cell_fail(&r->cells[w][base], "Another column gave a different answer, and there is no native one to say who is right.");
+	}
+}
+
+static void pace_set(struct session *s)
+{
+	const struct bench_config *config = s->config;
+
+	switch (config->pace) {
+	case BENCH_QUICK:
+		s->rounds = 3;
+		s->repeat = 5;
+		s->scale = "0.01";
+		s->limit = 30;
+		s->deadline = s->start + 55ull * 1000000000;
+		break;
+	case BENCH_FULL:
+		s->rounds = 7;
+		s->repeat = 5;
+		s->scale = "1";
+		s->limit = 1800;
+		s->deadline = ~0ull;
+		break;
+	default:
+		s->rounds = 3;
+		s->repeat = 5;
+		s->scale = "0.1";
+		s->limit = 300;
+		s->deadline = ~0ull;
+		break;
+	}
+	if (config->rounds)
+		s->rounds = config->rounds;
+	if (config->limit)
+		s->limit = config->limit;
+}
+
+int bench_session(const struct bench_config *config, struct bench_result *result, const struct bench_paths *paths,
+	int interrupt, struct error *err)
+{
+	static const unsigned first_blocks = 300;
+	struct session *s = calloc(1, sizeof(*s));
+	int rc;
+
+	if (!s)
+		return error_set(err, -ENOMEM, "The host is out of memory.");
+	s->config = config;
+	s->paths = paths;
+	s->result = result;
+	s->interrupt = interrupt;
+	s->start = bench_now();
+	pace_set(s);
+	bench_meter_run(&s->meter, first_blocks);
+	bench_meter_read(&s->meter, &result->noise);
+	fprintf(stderr, "host noise %.1f %% (a fixed piece of work, %u times, 10th to 90th percentile), load average %.2f\n",
+		result->noise.relative * 100, result->noise.blocks, result->host.load_start);
+	rc = rounds_run(s);
+	bench_meter_run(&s->meter, 50);
+	bench_meter_read(&s->meter, &result->noise);
+	result->host.load_end = bench_load_average();
+	result->seconds = elapsed(s);
+	answers_compare(result);
+	free(s);
+	return rc ? error_set(err, rc, "Interrupted.") : 0;
+}
