@@ -127,7 +127,8 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 		for (unsigned o = 0; o < 3 && c->options[o]; o++)
 			snprintf(column->options[o], sizeof(column->options[o]), "%s", c->options[o]);
 		if (c->needs_kvm && kvm)
-			snprintf(column->label, sizeof(column->label), "%s (%.40s)", c->label, result->host.memory_virt);
+			snprintf(column->label, sizeof(column->label), "%s, %.*s", c->label,
+				(int)strcspn(result->host.memory_virt, "("), result->host.memory_virt);
 		else
 			snprintf(column->label, sizeof(column->label), "%s", c->label);
 		column_check(column, c, result, paths, kvm);
