@@ -90,13 +90,14 @@ static uint64_t run_page_touch_run(void *ctx, uint64_t n)
 	uint64_t sum = 0;
 
 	for (uint64_t done = 0; done < n; done += 64) {
-		volatile char *memory = map_pages(64);
+		uint64_t pages = n - done < 64 ? n - done : 64;
+		volatile char *memory = map_pages(pages);
 
-		for (unsigned page = 0; page < 64; page++) {
+		for (unsigned page = 0; page < pages; page++) {
 			memory[page * PAGE + 8 * page] = (char)page;
 			sum += (unsigned char)memory[page * PAGE + 8 * page] + (unsigned char)memory[page * PAGE + 8 * page + 1];
 		}
-		munmap((void *)memory, 64 * PAGE);
+		munmap((void *)memory, pages * PAGE);
 	}
 	return check_mix(4, sum);
 }

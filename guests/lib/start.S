@@ -25,6 +25,8 @@ start:
 	cld
 	cli
 	movl	$stack_top, %esp
+	movl	%eax, boot_magic
+	movl	%ebx, boot_info
 	lgdt	gdt_pointer
 	movw	$0x10, %ax
 	movw	%ax, %ds
@@ -229,6 +231,9 @@ user_leave:
 #endif
 
 	.data
+	.globl boot_magic, boot_info
+boot_magic:	.long 0			/* what the loader passed in EAX and EBX */
+boot_info:	.long 0
 	.balign 16
 	.globl gdt
 gdt:
