@@ -1,0 +1,404 @@
+/*
+ * The shadow's faults: an access of translated code found nothing mapped, or not as it needs it. Walks the guest's tables, keeps a
+ * record of those on the way, and maps the page: as the tables say, as the memfd has it, read-only where there is decoded code.
+ *
+ * The walk changes nothing that the guest can see. A page without A, or without D for a write, is left to the interpreter, which sets
+ * them; the next fault finds them set. Another vcpu may change the tables while this runs: a translation that was read before the
+ * change is one that a TLB could hold, and the record remembers what was read, so the flush which must follow the change finds it.
+ */
+#include <sys/mman.h>
+
+#include "engine/shadow_internal.h"
+
+/* Neighbours of the page that faulted, in each direction, if they are one mapping with it. */
+#define AROUND_SMALL 32u
+#define AROUND_LARGE 511u
+
+struct fill {
+	uint64_t gva;
+	bool is_write;
+	uint64_t entry[5]; /* by level, 4 … leaf */
+	unsigned level;	   /* of the leaf */
+	bool user, writable; /* by all levels */
+	bool dirty;	     /* the leaf's D */
+	uint64_t offset;     /* of the page in the memfd */
+	bool readonly;	     /* RAM that is not written */
+};
+
+static unsigned table_index(uint64_t gva, unsigned level)
+{
+	return (unsigned)(gva >> (12 + (level - 1) * 9)) & 511;
+}
+
+/* --- walking --- */
+
+static bool walk(struct engine *e, struct fill *f)
+{
+	struct shadow *s = e->shadow;
+	uint64_t table = s->root, reserved = s->reserved_bits | (s->nxe ? 0 : PTE_NX), v, low;
+
+	f->user = f->writable = true;
+	for (unsigned level = 4;; level--) {
+		v = entry_load(e, table + table_index(f->gva, level) * 8);
+		f->entry[level] = v;
+		if ((v & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (v & reserved))
+			return false;
+		f->user = f->user && (v & PTE_U);
+		f->writable = f->writable && (v & PTE_W);
+		f->level = level;
+		if (level == 1 || (v & PTE_PS))
+			break;
+		table = ram_offset(e, v & PTE_FRAME, NULL);
+		if (table == ~0ull)
+			return false;
+	}
+	low = level_span(f->level) - 1;
+	if (f->level == 4 || (f->level > 1 && (v & low & ~0x1fffull)))
+		return false;
+	f->dirty = (v & PTE_D) != 0;
+	f->offset = ram_offset(e, leaf_frame(v, f->level) | (f->gva & low & ~0xfffull), &f->readonly);
+	return f->offset != ~0ull;
+}
+
+/* What the interpreter must do: faults, A and D bits, MMIO, decoded code, the other privilege's pages. */
+static bool is_mappable(struct engine *e, const struct fill *f)
+{
+	if (e->cpl == 3 ? !f->user : f->user && e->shadow->smap)
+		return false;
+	return !f->is_write || (f->writable && f->dirty && !f->readonly && !engine_page_has_code(e, f->offset >> 12));
+}
+
+/* --- mapping --- */
+
+/* MAP_POPULATE only for what is known to exist: a large page may have holes that the guest never touches. */
+static bool map(struct engine *e, uint64_t hva, uint64_t size, uint64_t offset, bool writable, bool populate)
+{
+	int prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+	int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE | (populate ? MAP_POPULATE : 0);
+
+	e->stats->shadow_mmaps++;
+	e->stats->shadow_pages += size >> 12;
+	return mmap((void *)(uintptr_t)hva, size, prot, flags, e->shadow->ram_fd, (off_t)offset) != MAP_FAILED;
+}
+
+static bool make_writable(struct engine *e, uint64_t hva, uint64_t size)
+{
+	e->stats->shadow_mmaps++;
+	return mprotect((void *)(uintptr_t)hva, size, PROT_READ | PROT_WRITE) == 0;
+}
+
+/* The number of pages from `page` on, at most max, that agree in whether they hold code. */
+static uint64_t code_run(struct engine *e, uint64_t page, uint64_t max, bool *code)
+{
+	uint64_t n = 1;
+
+	*code = engine_page_has_code(e, page);
+	while (n < max) {
+		uint64_t at = page + n;
+
+		if (!(at & 63) && max - n >= 64 &&
+			atomic_load_explicit(&e->shared->code_pages[at / 64], memory_order_relaxed) == (*code ? ~0ull : 0)) {
+			n += 64;
+			continue;
+		}
+		if (engine_page_has_code(e, at) != *code)
+			break;
+		n++;
+	}
+	return n;
+}
+
+/* Large pages [gpa, gpa + size) at hva: what of them is RAM. Code pages in it read-only. */
+static bool map_large(struct engine *e, uint64_t hva, uint64_t gpa, uint64_t size, bool writable)
+{
+	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
+		const struct ram_range *r = &e->block->ram.ranges[n];
+		uint64_t start = r->gpa > gpa ? r->gpa : gpa, end = r->gpa + r->size;
+
+		if (end > gpa + size)
+			end = gpa + size;
+		while (start < end) {
+			uint64_t offset = r->offset + (start - r->gpa), pages = (end - start) >> 12;
+			bool code = false;
+
+			if (writable && !r->readonly)
+				pages = code_run(e, offset >> 12, pages, &code);
+			if (!map(e, hva + (start - gpa), pages << 12, offset, writable && !r->readonly && !code, false))
+				return false;
+			start += pages << 12;
+		}
+	}
+	return true;
+}
+
+static unsigned count_code(struct engine *e, uint64_t gpa, uint64_t size)
+{
+	unsigned count = 0;
+
+	for (uint64_t at = 0; at < size; at += 4096) {
+		uint64_t offset = ram_offset(e, gpa + at, NULL);
+
+		if (offset == ~0ull)
+			continue;
+		if (!((offset >> 12) & 63) && size - at >= 64 * 4096 && !e->shared->code_pages[offset >> 18]) {
+			at += 63 * 4096;
+			continue;
+		}
+		count += engine_page_has_code(e, offset >> 12);
+	}
+	return count;
+}
+
+static void note_owner(struct shadow *s, uint64_t page, unsigned id, unsigned i)
+{
+	uint32_t me = id << 9 | i, other = s->owner[page];
+
+	if (other == me || other == OWNER_MANY)
+		return;
+	/* An old owner may have let go meanwhile; then it does not count. */
+	if (other != OWNER_NONE && s->tables[other >> 9].live && s->tables[other >> 9].level == 1 &&
+		bit_test(s->tables[other >> 9].writable, other & 511))
+		me = OWNER_MANY;
+	s->owner[page] = me;
+}
+
+/* --- leaves --- */
+
+/* A PTE for this page may be mapped writable. */
+static bool is_writable(struct engine *e, const struct fill *f, uint64_t entry, uint64_t offset, bool readonly)
+{
+	return f->writable && (entry & PTE_D) && !readonly && !engine_page_has_code(e, offset >> 12);
+}
+
+/* Entry i of the leaf's table may be mapped together with the page that faulted, `distance` entries from it. */
+static bool joins(struct engine *e, const struct fill *f, unsigned id, unsigned i, int64_t distance, bool writable)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *t = &s->tables[id];
+	uint64_t entry = entry_load(e, t->offset + i * 8), leaf = f->entry[f->level], span = level_span(f->level), offset;
+	uint64_t alike = PTE_P | PTE_A | PTE_U | PTE_W | (f->level > 1 ? PTE_PS | PTE_D : 0);
+	uint64_t zero = s->reserved_bits | (s->nxe ? 0 : PTE_NX) | (f->level > 1 ? (span - 1) & ~0x1fffull : 0);
+	bool readonly = false;
+
+	if (bit_test(t->used, i) || ((entry ^ leaf) & alike) || (entry & zero) ||
+		leaf_frame(entry, f->level) != leaf_frame(leaf, f->level) + (uint64_t)distance * span)
+		return false;
+	if (f->level > 1)
+		return true;
+	offset = ram_offset(e, leaf_frame(entry, 1), &readonly);
+	return offset == f->offset + (uint64_t)distance * 4096 && writable == is_writable(e, f, entry, offset, readonly);
+}
+
+static void mark_nonglobal(struct engine *e, const struct fill *f, const unsigned *path, bool nonglobal)
+{
+	struct shadow *s = e->shadow;
+
+	if (!nonglobal)
+		return;
+	for (unsigned level = 3; level >= f->level; level--)
+		s->tables[path[level]].nonglobal = true;
+	s->slots[s->tables[path[3]].slot].nonglobal = true;
+}
+
+static bool fill_small(struct engine *e, const struct fill *f, const unsigned *path)
+{
+	struct shadow *s = e->shadow;
+	unsigned id = path[1], i = table_index(f->gva, 1), first = i, last = i;
+	struct shadow_table *t = &s->tables[id];
+	uint64_t region = region_base(t->slot) + t->base;
+	bool writable = is_writable(e, f, f->entry[1], f->offset, f->readonly), nonglobal = false;
+
+	if (bit_test(t->used, i)) {
+		if (leaf_frame(s->snapshot[id][i], 1) == leaf_frame(f->entry[1], 1) && (!f->is_write || bit_test(t->writable, i)))
+			return true;
+		if (!map(e, region + i * 4096ull, 4096, f->offset, writable, true)) {
+			leaf_clear(e, id, i);
+			shadow_unmap(e, region + i * 4096ull, 4096);
+			return false;
+		}
+	} else {
+		while (last < 511 && last - i < AROUND_SMALL && joins(e, f, id, last + 1, (int)(last + 1 - i), writable))
+			last++;
+		while (first > 0 && i - first < AROUND_SMALL && joins(e, f, id, first - 1, -(int)(i - first + 1), writable))
+			first--;
+		if (!map(e, region + first * 4096ull, (last - first + 1) * 4096ull, f->offset - (i - first) * 4096ull, writable, true))
+			return false;
+	}
+	for (unsigned n = first; n <= last; n++) {
+		uint64_t entry = n == i ? f->entry[1] : entry_load(e, t->offset + n * 8), page = (f->offset >> 12) + n - i;
+
+		/* Read twice, and between the two another vcpu has written: what is mapped is the frame of the first. */
+		entry = (entry & ~PTE_FRAME) | (leaf_frame(f->entry[1], 1) + ((uint64_t)n - i) * 4096);
+		leaf_set(e, id, n, entry, writable);
+		if (writable)
+			note_owner(s, page, id, n);
+		nonglobal |= !(entry & PTE_G);
+	}
+	mark_nonglobal(e, f, path, nonglobal);
+	return true;
+}
+
+static bool fill_large(struct engine *e, const struct fill *f, const unsigned *path)
+{
+	struct shadow *s = e->shadow;
+	unsigned id = path[f->level], i = table_index(f->gva, f->level), first = i, last = i;
+	struct shadow_table *t = &s->tables[id];
+	uint64_t span = level_span(f->level), gpa = leaf_frame(f->entry[f->level], f->level), start;
+	uint64_t region = region_base(t->slot) + t->base;
+	bool nonglobal = false, writable = f->writable && f->dirty;
+
+	if (bit_test(t->used, i) && leaf_frame(s->snapshot[id][i], f->level) == gpa) {
+		if (!f->is_write)
+			return true;
+		if (bit_test(t->writable, i)) {
+			/* It held code when it was mapped, or got some later, and has none now. */
+			if (!make_writable(e, region_base(t->slot) + (f->gva & (SLOT_SIZE - 1) & ~0xfffull), 4096))
+				return false;
+			if (s->child[id][i] >= 2)
+				leaf_add_splits(s, id, i, -2);
+			return true;
+		}
+	}
+	if (bit_test(t->used, i)) {
+		leaf_clear(e, id, i);
+		shadow_unmap(e, region + i * span, span);
+	} else {
+		while (last < 511 && last - i < AROUND_LARGE && joins(e, f, id, last + 1, (int)(last + 1 - i), writable))
+			last++;
+		while (first > 0 && i - first < AROUND_LARGE && joins(e, f, id, first - 1, -(int)(i - first + 1), writable))
+			first--;
+	}
+	start = gpa - (i - first) * span;
+	for (unsigned n = first; n <= last; n++) {
+		uint64_t entry = n == i ? f->entry[f->level] : entry_load(e, t->offset + n * 8);
+
+		entry = (entry & ~PTE_FRAME) | (start + (n - first) * span);
+		if (!leaf_set(e, id, n, entry, writable)) {
+			if (n <= i) {
+				slot_clear(e, t->slot);
+				return false;
+			}
+			last = n - 1;
+			break;
+		}
+		if (writable)
+			leaf_add_splits(s, id, n, 2 * (int)count_code(e, start + (n - first) * span, span));
+		nonglobal |= !(entry & PTE_G);
+	}
+	mark_nonglobal(e, f, path, nonglobal);
+	if (map_large(e, region + first * span, start, (last - first + 1) * span, writable))
+		return true;
+	slot_clear(e, t->slot);
+	return false;
+}
+
+/* --- the path --- */
+
+/* Records from the PDPT's down to that of the leaf's table, in path[level]. False: out of records. */
+static bool open_path(struct engine *e, const struct fill *f, unsigned slot, unsigned *path)
+{
+	struct shadow *s = e->shadow;
+
+	path[3] = s->slots[slot].root;
+	for (unsigned level = 3; level > f->level; level--) {
+		unsigned id = path[level], i = table_index(f->gva, level), child;
+		struct shadow_table *t = &s->tables[id];
+		uint64_t span = level_span(level), base = t->base + i * span;
+
+		if (bit_test(t->used, i)) {
+			if (bit_test(t->inner, i) && !inner_changed(f->entry[level], s->snapshot[id][i])) {
+				path[level - 1] = s->child[id][i];
+				continue;
+			}
+			/* The guest has put other tables here and not flushed yet. */
+			if (bit_test(t->inner, i)) {
+				table_drop(s, s->child[id][i]);
+				bit_clear(t->used, i);
+				bit_clear(t->inner, i);
+			} else {
+				leaf_clear(e, id, i);
+			}
+			shadow_unmap(e, region_base(slot) + base, span);
+		}
+		for (;;) {
+			child = table_take(s, slot, level - 1, ram_offset(e, f->entry[level] & PTE_FRAME, NULL), base);
+			if (child)
+				break;
+			if (!slot_evict_one(e))
+				return false;
+		}
+		s->snapshot[id][i] = f->entry[level];
+		s->child[id][i] = (uint16_t)child;
+		bit_set(t->used, i);
+		bit_set(t->inner, i);
+		path[level - 1] = child;
+	}
+	if (f->level > 1 && bit_test(s->tables[path[f->level]].inner, table_index(f->gva, f->level))) {
+		struct shadow_table *t = &s->tables[path[f->level]];
+		unsigned i = table_index(f->gva, f->level);
+
+		table_drop(s, s->child[path[f->level]][i]);
+		bit_clear(t->used, i);
+		bit_clear(t->inner, i);
+		shadow_unmap(e, region_base(slot) + t->base + i * level_span(f->level), level_span(f->level));
+	}
+	return true;
+}
+
+/* A slot holds pages of one privilege. That of the first one; it changes when nobody asks for the old one any more. */
+static bool fits_type(struct engine *e, const struct fill *f, unsigned slot)
+{
+	struct shadow_slot *p = &e->shadow->slots[slot];
+	enum slot_type type = f->user ? SLOT_USER : SLOT_SUPERVISOR;
+
+	if (p->type == type) {
+		p->misses = 0;
+		return true;
+	}
+	if (p->type != SLOT_EMPTY) {
+		if (++p->misses < 64)
+			return false;
+		slot_clear(e, slot);
+	}
+	slot_set_type(e, slot, type);
+	return true;
+}
+
+static bool fill(struct engine *e, struct fill *f)
+{
+	struct shadow *s = e->shadow;
+	unsigned path[4];
+	int slot = slot_open(e, table_index(f->gva, 4), f->entry[4]);
+
+	if (slot < 0)
+		return false;
+	s->pinned = (unsigned)slot + 1;
+	if (!fits_type(e, f, (unsigned)slot))
+		return false;
+	while (s->vmas > VMAS_MAX && slot_evict_one(e))
+		;
+	if (s->vmas > VMAS_MAX)
+		slot_clear(e, (unsigned)slot);
+	if (!open_path(e, f, (unsigned)slot, path)) {
+		slot_clear(e, (unsigned)slot);
+		return false;
+	}
+	return f->level > 1 ? fill_large(e, f, path) : fill_small(e, f, path);
+}
+
+bool shadow_fill(struct engine *e, uint64_t gva, bool is_write)
+{
+	struct shadow *s = e->shadow;
+	struct fill f = { .gva = gva, .is_write = is_write };
+	bool done;
+
+	if (!s || !s->served || (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
+		return false;
+	done = walk(e, &f) && is_mappable(e, &f) && fill(e, &f);
+	s->pinned = 0;
+	if (done)
+		e->stats->shadow_fills++;
+	else
+		e->stats->shadow_refusals++;
+	return done;
+}

@@ -1,0 +1,195 @@
+/*
+ * The shadow's inside (docs/shadow.md).
+ *
+ *   shadow.c        create, destroy, the hooks;  shadow_slots.c  regions, deltas, roots, eviction
+ *   shadow_fill.c   walk and map;                shadow_sync.c   records of the guest's tables, compared at flushes
+ *   shadow_code.c   which mappings a memfd page is writable through
+ *
+ * A slot has a tree of records, one for each guest table page that a fill has walked: where the table lies, its content
+ * as it was when it was last looked at, which entries are in use. The tree says exactly what is mapped in the slot's region:
+ *
+ *   slot → record of the PDPT → records of PDs → records of PTs
+ *            leaf 1 GiB           leaf 2 MiB       leaf 4 KiB: used, writable as it is mapped
+ *
+ * Invariants:
+ *  - Nothing is mapped in a region without a used leaf that says so. The other way about the host may lack a mapping
+ *    (a large page that is not all RAM); then the access faults and is interpreted.
+ *  - snapshot[i] of a used entry is the entry that its mapping was made from; that of an unused one means nothing.
+ *  - Nothing here allocates or uses vector registers (the guest's live there); no libc call but mmap, munmap, mprotect.
+ */
+#ifndef SHADOW_INTERNAL_H
+#define SHADOW_INTERNAL_H
+
+#include "engine/access.h"
+#include "engine/shadow.h"
+
+#define SLOT_SIZE (1ull << 39)
+#define REGION_GUARD (8ull << 30)
+#define REGION_STRIDE (SLOT_SIZE + REGION_GUARD)
+#if defined(__SANITIZE_ADDRESS__)
+#define ARENA_BASE 0x200000000000ull /* above the sanitizer's shadow */
+#define REGIONS 64
+#else
+#define ARENA_BASE 0x010000000000ull
+#define REGIONS 140
+#endif
+#define POISON_REGION REGIONS
+#define ARENA_SIZE ((REGIONS + 1) * REGION_STRIDE + REGION_GUARD)
+
+#define TABLES_MAX 4096u /* number 0 is none */
+#define LARGE_MAX 32768u
+#define LARGE_BUCKETS 4096u
+/* Of vm.max_map_count's 65,530: what is left is for the process, and for a fill that takes more than it was expected to. */
+#define VMAS_MAX 45000u
+
+#define PTE_FRAME 0x000ffffffffff000ull
+#define OWNER_NONE 0u
+#define OWNER_MANY ~0u
+
+struct shadow_table {
+	uint64_t offset;      /* of the guest's table page, in the memfd */
+	uint64_t base;	      /* of what it maps, from the slot's start */
+	uint64_t used[8];     /* entries that lead to a record or are mapped */
+	uint64_t inner[8];    /* … of those: lead to a record, child[] says which; else a leaf */
+	uint64_t writable[8]; /* … leaves that are mapped writable */
+	uint16_t next_free;
+	uint16_t runs; /* of mappings, at most: what the leaves cost in VMAs */
+	uint8_t level; /* 3: PDPT, 2: PD, 1: PT */
+	uint8_t slot;
+	bool nonglobal; /* some leaf below is not global */
+	bool live;
+};
+
+enum slot_type { SLOT_EMPTY, SLOT_SUPERVISOR, SLOT_USER };
+
+/* Slot n owns region n. */
+struct shadow_slot {
+	uint64_t key;	/* slot_key() of its PML4 entry; 0: free */
+	uint64_t stamp; /* of its last fill or attachment */
+	uint32_t vmas;	/* at most */
+	uint16_t g;	/* PML4 index */
+	uint16_t root;	/* record of the PDPT */
+	uint16_t misses; /* faults on pages of the other type since the last fill */
+	uint8_t type;
+	bool attached;
+	bool nonglobal;
+};
+
+struct large_node {
+	uint64_t key; /* gpa | level */
+	uint32_t next;
+	uint16_t table, index;
+};
+
+struct shadow {
+	/* Set at create. */
+	int ram_fd;
+	enum shadow_policy policy;
+	struct shadow_deltas *deltas;
+	uint64_t reserved_bits; /* of table entries, with NXE set */
+	uint64_t page_count;
+	uint32_t *owner; /* by memfd page: which PT leaf it may be mapped writable by: table << 9 | index, NONE or MANY */
+
+	/* Engine thread. */
+	bool served; /* 4-level paging with a root in RAM */
+	bool smap, nxe;
+	uint64_t root;	/* memfd offset of the PML4 */
+	uint64_t clock;
+	uint32_t vmas;
+	unsigned pinned; /* slot number + 1 that may not be evicted */
+	uint16_t first_free;
+	uint32_t first_free_node;
+	uint8_t attached[512]; /* slot number + 1 */
+	struct shadow_slot slots[REGIONS];
+	uint32_t buckets[LARGE_BUCKETS];
+	struct large_node nodes[LARGE_MAX]; /* 0 is none */
+	struct shadow_table tables[TABLES_MAX];
+	uint16_t child[TABLES_MAX][512]; /* inner: record; large leaf: VMAs that code pages in it cost */
+	uint64_t snapshot[TABLES_MAX][512];
+};
+
+static inline bool bit_test(const uint64_t *map, unsigned n)
+{
+	return map[n / 64] >> (n % 64) & 1;
+}
+
+static inline void bit_set(uint64_t *map, unsigned n)
+{
+	map[n / 64] |= 1ull << (n % 64);
+}
+
+static inline void bit_clear(uint64_t *map, unsigned n)
+{
+	map[n / 64] &= ~(1ull << (n % 64));
+}
+
+static inline uint64_t region_base(unsigned slot)
+{
+	return ARENA_BASE + REGION_GUARD + slot * REGION_STRIDE;
+}
+
+static inline uint64_t slot_gva(unsigned g)
+{
+	return (uint64_t)((int64_t)((uint64_t)g << 55) >> 16);
+}
+
+/* Bytes that an entry of a table maps. */
+static inline uint64_t level_span(unsigned level)
+{
+	return 4096ull << (level - 1) * 9;
+}
+
+static inline uint64_t leaf_frame(uint64_t entry, unsigned level)
+{
+	return entry & PTE_FRAME & ~(level_span(level) - 1);
+}
+
+static inline uint64_t entry_load(const struct engine *e, uint64_t offset)
+{
+	return __atomic_load_n((const uint64_t *)(e->ram + offset), __ATOMIC_ACQUIRE);
+}
+
+/* What a slot is known by: everything in the PML4 entry that translation below depends on; 0 if it leads nowhere. */
+static inline uint64_t slot_key(uint64_t entry)
+{
+	if ((entry & (PTE_P | PTE_A | PTE_PS)) != (PTE_P | PTE_A))
+		return 0;
+	return entry & (PTE_FRAME | PTE_P | PTE_W | PTE_U);
+}
+
+/* --- shadow_slots.c --- */
+/* The slot of PML4 entry `entry` at index g, attached and compared with the guest's tables; a new one if need be. −1: none to be had. */
+int slot_open(struct engine *e, unsigned g, uint64_t entry);
+void slot_set_type(struct engine *e, unsigned slot, enum slot_type type);
+/* Unmaps and forgets everything in it. */
+void slot_clear(struct engine *e, unsigned slot);
+/* Gives up the least recently used slot that is not pinned. False: there is none. */
+bool slot_evict_one(struct engine *e);
+void slot_evict(struct engine *e, unsigned slot);
+/* Follows CR3, CR4 and EFER; then compares what stays attached. globals: global leaves too. */
+void root_update(struct engine *e, bool globals);
+
+/* --- shadow_sync.c --- */
+/* A record for the guest table at `offset`; 0: none left. */
+unsigned table_take(struct shadow *s, unsigned slot, unsigned level, uint64_t offset, uint64_t base);
+/* Forgets it and all below it; unmaps nothing. */
+void table_drop(struct shadow *s, unsigned table);
+/* An entry comes into use as a leaf, mapped now, or its mapping changes to writable. False: no node for a large leaf. */
+bool leaf_set(struct engine *e, unsigned table, unsigned index, uint64_t entry, bool writable);
+void leaf_clear(struct engine *e, unsigned table, unsigned index);
+void leaf_add_splits(struct shadow *s, unsigned table, unsigned index, int vmas);
+/* Compares a slot with the guest's tables and unmaps what is not so any more. */
+void slot_sync(struct engine *e, unsigned slot, bool globals);
+void slot_flush_page(struct engine *e, unsigned slot, uint64_t offset);
+/* An inner entry does not lead where it led. */
+static inline bool inner_changed(uint64_t entry, uint64_t old)
+{
+	return ((entry ^ old) & (PTE_FRAME | PTE_P | PTE_W | PTE_U | PTE_PS)) || !(entry & PTE_A);
+}
+void shadow_unmap(struct engine *e, uint64_t hva, uint64_t size);
+
+/* --- shadow_code.c --- */
+bool large_add(struct shadow *s, uint64_t frame, unsigned table, unsigned index);
+void large_remove(struct shadow *s, uint64_t frame, unsigned table, unsigned index);
+
+#endif

@@ -1,0 +1,279 @@
+/*
+ * The shadow's slots: which PML4 entry owns which region of the host's address space, the deltas that translated code
+ * uses, and what happens at a CR3 write: the entries that lead elsewhere than before are attached anew, and every slot
+ * that was not attached is compared with the guest's tables before code can reach it.
+ */
+#include <sys/mman.h>
+
+#include "engine/shadow_internal.h"
+
+/* --- deltas --- */
+
+static void delta_update(struct shadow *s, unsigned g)
+{
+	unsigned supervisor = POISON_REGION, user = POISON_REGION;
+
+	if (s->attached[g]) {
+		unsigned slot = s->attached[g] - 1u;
+
+		if (s->slots[slot].type == SLOT_SUPERVISOR) {
+			supervisor = slot;
+		} else if (s->slots[slot].type == SLOT_USER) {
+			user = slot;
+			/* Who may look at user pages now depends on EFLAGS.AC: interpreted. */
+			if (!s->smap)
+				supervisor = slot;
+		}
+	}
+	s->deltas->delta[SHADOW_SUPERVISOR][g] = region_base(supervisor) - slot_gva(g);
+	s->deltas->delta[SHADOW_USER][g] = region_base(user) - slot_gva(g);
+}
+
+static void slot_detach(struct shadow *s, unsigned g)
+{
+	s->slots[s->attached[g] - 1].attached = false;
+	s->attached[g] = 0;
+	delta_update(s, g);
+}
+
+static void slot_attach(struct shadow *s, unsigned g, unsigned slot)
+{
+	s->slots[slot].attached = true;
+	s->slots[slot].stamp = ++s->clock;
+	s->attached[g] = (uint8_t)(slot + 1);
+	delta_update(s, g);
+}
+
+void slot_set_type(struct engine *e, unsigned slot, enum slot_type type)
+{
+	e->shadow->slots[slot].type = (uint8_t)type;
+	e->shadow->slots[slot].misses = 0;
+	if (e->shadow->slots[slot].attached)
+		delta_update(e->shadow, e->shadow->slots[slot].g);
+}
+
+/* --- regions --- */
+
+static void drop_records(struct shadow *s, unsigned slot)
+{
+	if (s->slots[slot].root)
+		table_drop(s, s->slots[slot].root);
+	s->slots[slot].root = 0;
+	s->slots[slot].nonglobal = false;
+}
+
+void slot_clear(struct engine *e, unsigned slot)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *root = &s->tables[s->slots[slot].root];
+	uint64_t offset = root->offset;
+
+	drop_records(s, slot);
+	shadow_unmap(e, region_base(slot), SLOT_SIZE);
+	/* What was just freed is there to be taken. */
+	s->slots[slot].root = (uint16_t)table_take(s, slot, 3, offset, 0);
+}
+
+void slot_evict(struct engine *e, unsigned slot)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_slot *p = &s->slots[slot];
+
+	if (p->attached)
+		slot_detach(s, p->g);
+	drop_records(s, slot);
+	p->key = 0;
+	/* A hole would be an invitation to whatever the process maps next. Replaces all in one go; cannot fail for want of memory: it only frees. */
+	mmap((void *)(uintptr_t)region_base(slot), SLOT_SIZE, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	e->stats->shadow_evictions++;
+}
+
+/* GS base takes canonical values only, so a delta must be below 2^47: no region beyond it serves g. */
+static bool region_serves(unsigned slot, unsigned g)
+{
+	return g < 256 || region_base(slot) + (512ull - g) * SLOT_SIZE < 1ull << 47;
+}
+
+/* Least recently used, detached ones first; of those that serve g (any: 512). −1: none. */
+static int find_victim(const struct shadow *s, unsigned g)
+{
+	int best = -1;
+
+	for (unsigned n = 0; n < REGIONS; n++) {
+		const struct shadow_slot *p = &s->slots[n];
+
+		if (!p->key || n + 1 == s->pinned || (g < 512 && !region_serves(n, g)))
+			continue;
+		if (best < 0 || p->attached < s->slots[best].attached ||
+			(p->attached == s->slots[best].attached && p->stamp < s->slots[best].stamp))
+			best = (int)n;
+	}
+	return best;
+}
+
+bool slot_evict_one(struct engine *e)
+{
+	int victim = find_victim(e->shadow, 512);
+
+	if (victim < 0)
+		return false;
+	slot_evict(e, (unsigned)victim);
+	return true;
+}
+
+/* The kernel's half from the bottom, where deltas are canonical; the users' from the top. */
+static int find_free(const struct shadow *s, unsigned g)
+{
+	for (unsigned n = 0; n < REGIONS; n++) {
+		unsigned slot = g < 256 ? REGIONS - 1 - n : n;
+
+		if (!s->slots[slot].key && region_serves(slot, g))
+			return (int)slot;
+	}
+	return -1;
+}
+
+static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table)
+{
+	struct shadow *s = e->shadow;
+	int slot = find_free(s, g);
+	struct shadow_slot *p;
+
+	if (slot < 0) {
+		slot = find_victim(s, g);
+		if (slot < 0)
+			return -1;
+		slot_evict(e, (unsigned)slot);
+	}
+	p = &s->slots[slot];
+	for (;;) {
+		p->root = (uint16_t)table_take(s, (unsigned)slot, 3, table, 0);
+		if (p->root)
+			break;
+		if (!slot_evict_one(e))
+			return -1;
+	}
+	p->key = key;
+	p->g = (uint16_t)g;
+	p->vmas = 0;
+	p->misses = 0;
+	p->type = SLOT_EMPTY;
+	p->attached = p->nonglobal = false;
+	shadow_unmap(e, region_base((unsigned)slot), SLOT_SIZE);
+	e->stats->shadow_attach_misses++;
+	return slot;
+}
+
+static int slot_find(const struct shadow *s, unsigned g, uint64_t key)
+{
+	for (unsigned n = 0; n < REGIONS; n++)
+		if (s->slots[n].key == key && s->slots[n].g == g)
+			return (int)n;
+	return -1;
+}
+
+/* False: there is none for it. */
+static bool attach_known(struct engine *e, unsigned g, uint64_t key)
+{
+	int slot = slot_find(e->shadow, g, key);
+
+	if (slot < 0)
+		return false;
+	/* Its flushes were missed: the page of a dead process's table may be anything now. */
+	slot_sync(e, (unsigned)slot, true);
+	slot_attach(e->shadow, g, (unsigned)slot);
+	e->stats->shadow_attach_hits++;
+	return true;
+}
+
+int slot_open(struct engine *e, unsigned g, uint64_t entry)
+{
+	struct shadow *s = e->shadow;
+	uint64_t key = slot_key(entry), table;
+	int slot;
+
+	if (s->attached[g]) {
+		slot = s->attached[g] - 1;
+		if (s->slots[slot].key == key) {
+			s->slots[slot].stamp = ++s->clock;
+			return slot;
+		}
+		slot_detach(s, g);
+	}
+	if (!key)
+		return -1;
+	if (attach_known(e, g, key))
+		return s->attached[g] - 1;
+	table = ram_offset(e, key & PTE_FRAME, NULL);
+	if (table == ~0ull)
+		return -1;
+	slot = slot_begin(e, g, key, table);
+	if (slot >= 0)
+		slot_attach(s, g, (unsigned)slot);
+	return slot;
+}
+
+/* --- roots --- */
+
+static void detach_all(struct shadow *s)
+{
+	for (unsigned g = 0; g < 512; g++)
+		if (s->attached[g])
+			slot_detach(s, g);
+}
+
+static void follow_registers(struct engine *e)
+{
+	struct shadow *s = e->shadow;
+	const struct cpu_state *cpu = e->cpu;
+	bool smap = (cpu->cr4 & CR4_SMAP) != 0, nxe = (cpu->efer & EFER_NXE) != 0;
+
+	s->served = (cpu->cr0 & CR0_PG) && (cpu->efer & EFER_LMA);
+	s->root = s->served ? ram_offset(e, cpu->cr3 & PTE_FRAME, NULL) : ~0ull;
+	if (s->root == ~0ull)
+		s->served = false;
+	if (nxe != s->nxe) {
+		/* NX becomes, or is no longer, a reserved bit. */
+		s->nxe = nxe;
+		for (unsigned n = 0; n < REGIONS; n++)
+			if (s->slots[n].key)
+				slot_evict(e, n);
+	}
+	if (smap != s->smap) {
+		s->smap = smap;
+		for (unsigned g = 0; g < 512; g++)
+			delta_update(s, g);
+	}
+}
+
+void root_update(struct engine *e, bool globals)
+{
+	struct shadow *s = e->shadow;
+
+	follow_registers(e);
+	e->stats->shadow_syncs++;
+	if (!s->served) {
+		detach_all(s);
+		return;
+	}
+	if (!(e->cpu->cr4 & CR4_PGE))
+		globals = true;
+	for (unsigned g = 0; g < 512; g++) {
+		uint64_t entry = entry_load(e, s->root + g * 8), key;
+		unsigned slot = s->attached[g];
+
+		if (!slot && !(entry & PTE_P))
+			continue;
+		key = slot_key(entry);
+		if (slot && s->slots[slot - 1].key == key) {
+			if (globals || s->slots[slot - 1].nonglobal)
+				slot_sync(e, slot - 1, globals);
+			continue;
+		}
+		if (slot)
+			slot_detach(s, g);
+		if (key)
+			attach_known(e, g, key);
+	}
+}

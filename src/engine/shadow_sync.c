@@ -1,0 +1,282 @@
+/*
+ * The shadow's records of guest tables, and what a flush does with them: compare each used entry with what the guest's
+ * memory says now, and unmap where a translation that the CPU may still use has become one that it may not.
+ *
+ * Only entries that are used matter, so a table page that was freed and now holds anything else costs nothing but the unmapping.
+ * Unmaps are gathered while the walk goes up the addresses: two that have nothing mapped between them are one munmap.
+ */
+#include <sys/mman.h>
+
+#include "engine/shadow_internal.h"
+
+void shadow_unmap(struct engine *e, uint64_t hva, uint64_t size)
+{
+	e->stats->shadow_munmaps++;
+	munmap((void *)(uintptr_t)hva, size);
+}
+
+/* --- records --- */
+
+unsigned table_take(struct shadow *s, unsigned slot, unsigned level, uint64_t offset, uint64_t base)
+{
+	unsigned id = s->first_free;
+	struct shadow_table *t = &s->tables[id];
+
+	if (!id)
+		return 0;
+	s->first_free = t->next_free;
+	t->offset = offset;
+	t->base = base;
+	for (unsigned n = 0; n < 8; n++)
+		t->used[n] = t->inner[n] = t->writable[n] = 0;
+	t->runs = 0;
+	t->level = (uint8_t)level;
+	t->slot = (uint8_t)slot;
+	t->nonglobal = false;
+	t->live = true;
+	return id;
+}
+
+void table_drop(struct shadow *s, unsigned id)
+{
+	struct shadow_table *t = &s->tables[id];
+
+	if (t->level > 1) {
+		for (unsigned n = 0; n < 8; n++) {
+			for (uint64_t bits = t->used[n]; bits; bits &= bits - 1) {
+				unsigned i = n * 64 + (unsigned)__builtin_ctzll(bits);
+
+				if (bit_test(t->inner, i))
+					table_drop(s, s->child[id][i]);
+				else
+					large_remove(s, leaf_frame(s->snapshot[id][i], t->level) | t->level, id, i);
+			}
+		}
+	}
+	s->slots[t->slot].vmas -= t->runs;
+	s->vmas -= t->runs;
+	t->live = false;
+	t->next_free = s->first_free;
+	s->first_free = (uint16_t)id;
+}
+
+static bool is_leaf(const struct shadow_table *t, unsigned i)
+{
+	return bit_test(t->used, i) && !bit_test(t->inner, i);
+}
+
+/* Leaves i and i + 1 are one VMA of the host. */
+static bool is_joined(const struct shadow *s, unsigned id, unsigned i)
+{
+	const struct shadow_table *t = &s->tables[id];
+
+	return is_leaf(t, i) && is_leaf(t, i + 1) && bit_test(t->writable, i) == bit_test(t->writable, i + 1) &&
+		leaf_frame(s->snapshot[id][i], t->level) + level_span(t->level) == leaf_frame(s->snapshot[id][i + 1], t->level);
+}
+
+static int runs_around(const struct shadow *s, unsigned id, unsigned i)
+{
+	return is_leaf(&s->tables[id], i) - (i > 0 && is_joined(s, id, i - 1)) - (i < 511 && is_joined(s, id, i));
+}
+
+static void add_runs(struct shadow *s, unsigned id, int runs)
+{
+	struct shadow_table *t = &s->tables[id];
+
+	t->runs = (uint16_t)(t->runs + runs);
+	s->slots[t->slot].vmas += (uint32_t)runs;
+	s->vmas += (uint32_t)runs;
+}
+
+void leaf_add_splits(struct shadow *s, unsigned id, unsigned i, int vmas)
+{
+	s->child[id][i] = (uint16_t)(s->child[id][i] + vmas);
+	add_runs(s, id, vmas);
+}
+
+bool leaf_set(struct engine *e, unsigned id, unsigned i, uint64_t entry, bool writable)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *t = &s->tables[id];
+	int before = runs_around(s, id, i);
+
+	if (t->level > 1 && !bit_test(t->used, i)) {
+		if (!large_add(s, leaf_frame(entry, t->level) | t->level, id, i))
+			return false;
+		s->child[id][i] = 0;
+	}
+	s->snapshot[id][i] = entry;
+	bit_set(t->used, i);
+	bit_clear(t->inner, i);
+	if (writable)
+		bit_set(t->writable, i);
+	else
+		bit_clear(t->writable, i);
+	add_runs(s, id, runs_around(s, id, i) - before);
+	return true;
+}
+
+void leaf_clear(struct engine *e, unsigned id, unsigned i)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *t = &s->tables[id];
+	int before = runs_around(s, id, i);
+
+	if (t->level > 1) {
+		large_remove(s, leaf_frame(s->snapshot[id][i], t->level) | t->level, id, i);
+		leaf_add_splits(s, id, i, -(int)s->child[id][i]);
+	}
+	bit_clear(t->used, i);
+	bit_clear(t->writable, i);
+	add_runs(s, id, runs_around(s, id, i) - before);
+}
+
+/* --- comparing --- */
+
+/* [start, end) of the slot holds nothing that is used any more and is still mapped. */
+struct sweep {
+	unsigned slot;
+	bool globals;
+	uint64_t start, end;
+};
+
+static void sweep_kept(struct engine *e, struct sweep *w)
+{
+	if (w->start != w->end)
+		shadow_unmap(e, region_base(w->slot) + w->start, w->end - w->start);
+	w->start = w->end = 0;
+}
+
+static void sweep_gone(struct sweep *w, uint64_t offset, uint64_t size)
+{
+	if (w->start == w->end)
+		w->start = offset;
+	w->end = offset + size;
+}
+
+static bool leaf_changed(uint64_t entry, uint64_t old, unsigned level, bool writable)
+{
+	uint64_t frame = level > 1 ? (PTE_FRAME & ~0x1000ull) | PTE_PS : PTE_FRAME; /* bit 12 is PAT there, bit 7 here */
+
+	if (((entry ^ old) & (frame | PTE_P | PTE_U)) || !(entry & PTE_A))
+		return true;
+	return writable && (entry & (PTE_W | PTE_D)) != (PTE_W | PTE_D);
+}
+
+/* Worth a look at all 64: more than 8 are used. */
+static bool is_dense(uint64_t bits)
+{
+	for (unsigned n = 0; n < 8; n++)
+		bits &= bits - 1;
+	return bits != 0;
+}
+
+/* 64 entries are, to the bit, what they were. */
+static bool is_same_group(const uint64_t *now, const uint64_t *old)
+{
+	uint64_t d = 0;
+
+	for (unsigned n = 0; n < 64; n += 8)
+		d |= (now[n] ^ old[n]) | (now[n + 1] ^ old[n + 1]) | (now[n + 2] ^ old[n + 2]) | (now[n + 3] ^ old[n + 3]) |
+			(now[n + 4] ^ old[n + 4]) | (now[n + 5] ^ old[n + 5]) | (now[n + 6] ^ old[n + 6]) | (now[n + 7] ^ old[n + 7]);
+	return d == 0;
+}
+
+static void sync_leaf(struct engine *e, struct sweep *w, unsigned id, unsigned i, uint64_t entry)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *t = &s->tables[id];
+	uint64_t *old = &s->snapshot[id][i];
+
+	if (!w->globals && (*old & PTE_G)) {
+		sweep_kept(e, w);
+	} else if (s->policy == SHADOW_VTLB || leaf_changed(entry, *old, t->level, bit_test(t->writable, i))) {
+		leaf_clear(e, id, i);
+		sweep_gone(w, t->base + i * level_span(t->level), level_span(t->level));
+	} else {
+		*old = entry;
+		sweep_kept(e, w);
+	}
+}
+
+static void sync_table(struct engine *e, struct sweep *w, unsigned id)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *t = &s->tables[id];
+	const uint64_t *now = (const uint64_t *)(e->ram + t->offset);
+	uint64_t *old = s->snapshot[id], span = level_span(t->level);
+
+	e->stats->shadow_tables++;
+	for (unsigned n = 0; n < 8; n++) {
+		uint64_t bits = t->used[n];
+
+		if (t->level == 1 && s->policy != SHADOW_VTLB && is_dense(bits)) {
+			if (is_same_group(now + n * 64, old + n * 64)) {
+				sweep_kept(e, w);
+				continue;
+			}
+			for (unsigned i = n * 64; i < n * 64 + 64; i++)
+				if (!bit_test(&bits, i % 64))
+					old[i] = now[i];
+		}
+		for (; bits; bits &= bits - 1) {
+			unsigned i = n * 64 + (unsigned)__builtin_ctzll(bits), child = s->child[id][i];
+			uint64_t entry = entry_load(e, t->offset + i * 8);
+
+			if (!bit_test(t->inner, i)) {
+				sync_leaf(e, w, id, i, entry);
+			} else if (inner_changed(entry, old[i])) {
+				table_drop(s, child);
+				bit_clear(t->used, i);
+				bit_clear(t->inner, i);
+				sweep_gone(w, t->base + i * span, span);
+			} else if (w->globals || s->tables[child].nonglobal) {
+				sync_table(e, w, child);
+			} else {
+				sweep_kept(e, w);
+			}
+		}
+	}
+}
+
+void slot_sync(struct engine *e, unsigned slot, bool globals)
+{
+	struct sweep w = { .slot = slot, .globals = globals || !(e->cpu->cr4 & CR4_PGE) };
+
+	sync_table(e, &w, e->shadow->slots[slot].root);
+	sweep_kept(e, &w);
+}
+
+/* INVLPG drops a translation whether it is global or not, and with it whatever the CPU knew of the tables on its way (SDM vol. 3, 4.10.4.1). */
+void slot_flush_page(struct engine *e, unsigned slot, uint64_t offset)
+{
+	struct shadow *s = e->shadow;
+	unsigned id = s->slots[slot].root;
+
+	for (unsigned level = 3;; level--) {
+		struct shadow_table *t = &s->tables[id];
+		uint64_t span = level_span(level), entry;
+		unsigned i = (unsigned)((offset - t->base) / span);
+
+		if (!bit_test(t->used, i))
+			return;
+		entry = entry_load(e, t->offset + i * 8);
+		if (bit_test(t->inner, i)) {
+			if (!inner_changed(entry, s->snapshot[id][i])) {
+				id = s->child[id][i];
+				continue;
+			}
+			table_drop(s, s->child[id][i]);
+			bit_clear(t->used, i);
+			bit_clear(t->inner, i);
+		} else {
+			if (s->policy != SHADOW_VTLB && !leaf_changed(entry, s->snapshot[id][i], level, bit_test(t->writable, i))) {
+				s->snapshot[id][i] = entry;
+				return;
+			}
+			leaf_clear(e, id, i);
+		}
+		shadow_unmap(e, region_base(slot) + t->base + i * span, span);
+		return;
+	}
+}
