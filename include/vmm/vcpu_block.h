@@ -90,6 +90,11 @@ struct vcpu_block {
 
 	/* The hand-over (any time, futex). */
 	_Atomic uint32_t turn;
+	/*
+	 * The host CPU on which either side ran when it last had the turn: hints. Who waits spins a little before it sleeps, as an
+	 * answer comes sooner than a wake-up; but not on the very CPU that the other side needs in order to answer.
+	 */
+	_Atomic uint32_t vmm_cpu, engine_cpu;
 
 	/* By turn. */
 	struct vcpu_exit exit;

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,8 +31,10 @@
 
 #define TIMER_SIGNAL SIGRTMIN
 #define ALT_STACK_SIZE 65536
-/* About 20 µs: an answer usually comes sooner than a futex could wake us. */
+/* Some 40 µs: an answer usually comes sooner than a futex could wake us. */
 #define REPLY_SPIN 2000
+/* Some 2 µs, in which the other side tells that it has been woken on another CPU. */
+#define SAME_CPU_SPIN 100
 
 /* Exit statuses, for the VMM's report. */
 enum { STATUS_USAGE = 2, STATUS_SETUP = 3, STATUS_FAULT = 4 };
@@ -67,10 +70,14 @@ static void give_turn(struct vcpu_block *b)
 static void wait_turn(struct vcpu_process *p)
 {
 	struct vcpu_block *b = p->block;
+	uint32_t cpu = (uint32_t)sched_getcpu();
 
+	atomic_store_explicit(&b->engine_cpu, cpu, memory_order_relaxed);
 	for (unsigned i = 0; i < p->spin; i++) {
 		if ((atomic_load_explicit(&b->turn, memory_order_acquire) & ~TURN_SLEEPER) == TURN_ENGINE)
 			return;
+		if (i >= SAME_CPU_SPIN && atomic_load_explicit(&b->vmm_cpu, memory_order_relaxed) == cpu)
+			break;
 		_mm_pause();
 	}
 	for (;;) {

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,7 +86,8 @@ static bool wait_turn(struct soft_vcpu *v)
 {
 	const struct timespec limit = { 0, DEATH_CHECK_NS };
 	struct vcpu_block *b = v->block;
-	unsigned spin = v->spin;
+	uint32_t cpu = (uint32_t)sched_getcpu();
+	unsigned spin = atomic_load_explicit(&b->engine_cpu, memory_order_relaxed) == cpu ? 0 : v->spin;
 
 	for (;;) {
 		uint32_t turn = atomic_load(&b->turn);
@@ -106,6 +108,7 @@ static bool wait_turn(struct soft_vcpu *v)
 		}
 		if (syscall(SYS_futex, &b->turn, FUTEX_WAIT, turn, &limit, NULL, 0) < 0 && errno == ETIMEDOUT)
 			soft_process_check(v);
+		atomic_store_explicit(&b->vmm_cpu, (uint32_t)sched_getcpu(), memory_order_relaxed);
 	}
 }
 
