@@ -70,4 +70,30 @@ static inline void msi_send(const struct msi_sink *sink, uint64_t addr, uint32_t
 		sink->send(sink->ctx, addr, data);
 }
 
+/*
+ * A register whose reads have no side effect and give a value that only time changes, so that whoever runs the guest
+ * may answer them without asking the device: free-running counters, and status bits that stay as they are for a while.
+ * Accesses of other sizes, those that overlap it and all writes come to the bus as ever.
+ *
+ *   value = (base + (CLOCK_MONOTONIC ns − start_ns) · num / den) >> shift, cut to the size of the access
+ */
+struct bus_answer {
+	enum bus_space space;
+	unsigned sizes; /* accesses of these sizes at addr, or'ed (1 | 2 | 4 | 8); 0: ask the device again */
+	uint64_t addr;
+	uint64_t start_ns, base;
+	uint32_t num, den; /* num 0: constant; den not 0 */
+	unsigned shift;	   /* below 64 */
+};
+/* Where a device says so. Device lock held. The device still answers on the bus: publishing is an offer. */
+struct answer_sink {
+	void (*publish)(void *ctx, const struct bus_answer *answer);
+	void *ctx;
+};
+static inline void answer_publish(const struct answer_sink *sink, const struct bus_answer *answer)
+{
+	if (sink->publish)
+		sink->publish(sink->ctx, answer);
+}
+
 #endif

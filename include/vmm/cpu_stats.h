@@ -57,6 +57,7 @@
 	X(shadow_tables, "shadow: guest table pages compared") \
 	X(shadow_attach_hits, "shadow: slots found again at a CR3 write") \
 	X(shadow_attach_misses, "shadow: slots begun empty") \
+	X(answered_reads, "reads of device registers answered without an exit") \
 	X(posted_writes, "writes posted without an exit") \
 	X(notifies, "queue notifications by eventfd without an exit")
 

@@ -1,8 +1,7 @@
 /*
- * ACPI fixed hardware (ACPI 6.4, 4.8): PM1a event and control blocks, PM timer, an empty GPE0 block, the SMI command
- * port, and the semantics of the reset register. Device lock held for every call.
- *
- * Port 0xcf9 lies inside PCI's configuration ports, so the PCI host owns it and calls acpi_pm_reset_write().
+ * ACPI fixed hardware (ACPI 6.4, 4.8): PM1a event and control blocks, PM timer, an empty GPE0 block and the SMI command
+ * port. Device lock held for every call. The reset register that the FADT names, port 0xcf9, lies inside PCI's
+ * configuration ports and is the PCI bus's.
  */
 #ifndef VMM_DEV_ACPI_PM_H
 #define VMM_DEV_ACPI_PM_H
@@ -35,8 +34,8 @@ struct acpi_pm;
 struct acpi_pm_host {
 	/* Inside a port write: latch and return. */
 	void (*poweroff)(void *ctx); /* SLP_EN with the S5 type */
-	void (*reset)(void *ctx);
 	void *ctx;
+	struct answer_sink answers; /* offered the PM timer */
 };
 
 int acpi_pm_create(struct bus *bus, struct event_loop *loop, struct irq_line sci, const struct acpi_pm_host *host,
@@ -46,9 +45,5 @@ void acpi_pm_reset(struct acpi_pm *pm);
 
 /* Presses the power button: the guest gets an SCI if it has enabled that. */
 void acpi_pm_power_button(struct acpi_pm *pm);
-
-/* Byte accesses to port 0xcf9: bit 2 rising resets the machine; bits 1 and 3 (how hard) are kept. */
-void acpi_pm_reset_write(struct acpi_pm *pm, uint8_t value);
-uint8_t acpi_pm_reset_read(const struct acpi_pm *pm);
 
 #endif

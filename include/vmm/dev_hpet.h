@@ -22,6 +22,7 @@ struct hpet_wiring {
 	struct msi_sink msi;	   /* FSB delivery; without send the comparators do not offer it */
 	struct pit *pit;	   /* disconnected during legacy replacement; may be NULL */
 	struct rtc *rtc;
+	struct answer_sink answers; /* offered the main counter */
 };
 
 /* *wiring is copied. Destroy before pit, rtc, the bus and the loop. */

@@ -23,6 +23,7 @@ struct serial_host {
 	/* There is room again after serial_input() took less than all. May be NULL. May call serial_input(). */
 	void (*ready)(void *ctx);
 	void *ctx;
+	struct answer_sink answers; /* offered the line status while reading it changes nothing */
 };
 
 /* name: static, for the bus. *host is copied. */

@@ -6,6 +6,7 @@
 
 #include "vmm/vcpu.h"
 
+struct bus_answer;
 struct event_loop;
 struct guest_mem;
 struct soft_vm;
@@ -38,6 +39,11 @@ void soft_set_eoi_exit(struct soft_vm *vm, const uint64_t bitmap[4]);
  * gpa 0 reserves one. Later calls move or disable what has a slot.
  */
 int soft_set_notify(struct soft_vm *vm, int eventfd, uint64_t gpa, uint32_t size);
+/*
+ * Lets engines answer reads of a register by themselves, or changes what they answer (the same space, addr and shift).
+ * -ENOSPC when all slots are taken: then the reads arrive at the bus as any other. Any thread.
+ */
+int soft_set_answer(struct soft_vm *vm, const struct bus_answer *answer);
 /* Lets writes to this port be posted (no answer needed, order kept). */
 void soft_set_posted_pio(struct soft_vm *vm, uint16_t port);
 /* Back to power-up: LAPIC, posted interrupts, decoded code. Vcpus stopped. CPU state is set by vcpu_set_state(). */

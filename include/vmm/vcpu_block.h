@@ -133,8 +133,22 @@ struct notify_slot {
 	uint32_t reserved;
 };
 
+/*
+ * A register that the engine answers by itself (struct bus_answer). Written by the VMM at any time, read by engines: a
+ * sequence lock, odd while it changes. The one part of vm_shared that a VMM writes and never reads back.
+ */
+struct answer_slot {
+	_Atomic uint32_t sequence;
+	_Atomic uint32_t space_sizes; /* space << 8 | sizes; sizes 0: unused */
+	_Atomic uint64_t addr, start_ns, base;
+	_Atomic uint64_t ratio; /* num << 32 | den */
+	_Atomic uint64_t shift;
+};
+#define ANSWER_MAX 8
+
 struct vm_shared {
 	uint32_t magic, cpu_count;
+	struct answer_slot answers[ANSWER_MAX];
 	struct notify_slot notify[NOTIFY_MAX]; /* written by the VMM at any time */
 	_Atomic uint64_t posted_pio[65536 / 64]; /* bit per port 0..65535: writes may be posted */
 	_Atomic uint64_t eoi_exit[4]; /* vectors whose EOI the IOAPIC must hear */

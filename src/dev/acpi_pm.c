@@ -24,7 +24,6 @@ enum { PM1_TMR = 1 << 0, PM1_GBL = 1 << 5, PM1_PWRBTN = 1 << 8, PM1_SLPBTN = 1 <
 #define PM1_STS_MASK (PM1_EN_MASK | PM1_WAK)
 enum { CNT_SCI_EN = 1 << 0, CNT_SLP_EN = 1 << 13 };
 #define CNT_MASK 0x1c03
-enum { RESET_CPU = 4, RESET_KEPT = 0x0a };
 
 struct acpi_pm_state {
 	uint64_t timer_start_ns;
@@ -32,7 +31,6 @@ struct acpi_pm_state {
 	uint16_t status, enable, control;
 	uint16_t gpe_enable;
 	uint8_t apm_control, apm_status; /* 0xb2, 0xb3 */
-	uint8_t reset;			 /* 0xcf9 */
 };
 
 struct acpi_pm {
@@ -48,6 +46,14 @@ struct acpi_pm {
 static uint64_t timer_ticks(const struct acpi_pm_state *s)
 {
 	return muldiv64(event_now() - s->timer_start_ns, ACPI_PM_TIMER_HZ, NS);
+}
+
+static void publish_timer(const struct acpi_pm *pm)
+{
+	const struct bus_answer answer = { .space = BUS_PIO, .sizes = 4, .addr = ACPI_PM_TMR,
+		.start_ns = pm->state.timer_start_ns, .num = ACPI_PM_TIMER_HZ, .den = NS };
+
+	answer_publish(&pm->host.answers, &answer);
 }
 
 static void update(struct acpi_pm *pm)
@@ -221,6 +227,7 @@ void acpi_pm_destroy(struct acpi_pm *pm)
 void acpi_pm_reset(struct acpi_pm *pm)
 {
 	pm->state = (struct acpi_pm_state){ .timer_start_ns = event_now() };
+	publish_timer(pm);
 	update(pm);
 }
 
@@ -228,18 +235,4 @@ void acpi_pm_power_button(struct acpi_pm *pm)
 {
 	pm->state.status |= PM1_PWRBTN;
 	update(pm);
-}
-
-void acpi_pm_reset_write(struct acpi_pm *pm, uint8_t value)
-{
-	bool rises = (value & RESET_CPU) && !(pm->state.reset & RESET_CPU);
-
-	pm->state.reset = value & (RESET_KEPT | RESET_CPU);
-	if (rises && pm->host.reset)
-		pm->host.reset(pm->host.ctx);
-}
-
-uint8_t acpi_pm_reset_read(const struct acpi_pm *pm)
-{
-	return pm->state.reset;
 }

@@ -81,6 +81,23 @@ static uint64_t counter_value(const struct hpet_state *s)
 	return s->config & CFG_ENABLE ? s->counter + (event_now() - s->start_ns) / TICK_NS : s->counter;
 }
 
+/*
+ * A guest that measures a clock by this counter compares pairs of readings, and throws them away when a reading took
+ * long; so who runs the guest may answer by itself.
+ */
+static void publish_counter(const struct hpet *hpet)
+{
+	const struct hpet_state *s = &hpet->state;
+	struct bus_answer answer = { .space = BUS_MMIO, .sizes = 4 | 8, .addr = HPET_BASE + 0xf0, .start_ns = s->start_ns,
+		.base = s->counter, .num = enabled(hpet), .den = TICK_NS };
+
+	answer_publish(&hpet->wiring.answers, &answer);
+	answer.sizes = 4;
+	answer.addr += 4;
+	answer.shift = 32;
+	answer_publish(&hpet->wiring.answers, &answer);
+}
+
 static uint64_t timer_mask(const struct hpet_timer_state *t)
 {
 	return t->config & T_32BIT ? UINT32_MAX : UINT64_MAX;
@@ -221,6 +238,7 @@ static void write_config(struct hpet *hpet, uint64_t value)
 		s->start_ns = event_now();
 	}
 	s->config = value & (CFG_ENABLE | CFG_LEGACY);
+	publish_counter(hpet);
 	if (changed & CFG_LEGACY)
 		set_legacy(hpet, value & CFG_LEGACY);
 	for (unsigned n = 0; n < TIMERS; n++) {
@@ -278,6 +296,7 @@ static void register_write(struct hpet *hpet, unsigned offset, uint64_t value)
 	case 0x0f0:
 		s->counter = value;
 		s->start_ns = event_now();
+		publish_counter(hpet);
 		for (unsigned i = 0; i < TIMERS; i++)
 			arm(hpet, i, 0);
 		return;
@@ -378,6 +397,7 @@ void hpet_reset(struct hpet *hpet)
 		update_line(hpet, n);
 		event_timer_cancel(hpet->timers[n].event);
 	}
+	publish_counter(hpet);
 	if (legacy)
 		set_legacy(hpet, false);
 }

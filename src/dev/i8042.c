@@ -196,11 +196,8 @@ static void keyboard_write(struct i8042 *kbd, uint8_t value)
 static void outport_write(struct i8042 *kbd, uint8_t value)
 {
 	struct i8042_state *s = &kbd->state;
-	bool a20_changes = (value ^ s->outport) & OUT_A20;
 
 	s->outport = (value & OUT_A20) | OUT_RUN;
-	if (a20_changes && kbd->host.a20)
-		kbd->host.a20(kbd->host.ctx, value & OUT_A20);
 	if (!(value & OUT_RUN) && kbd->host.reset)
 		kbd->host.reset(kbd->host.ctx);
 }

@@ -9,7 +9,9 @@
  *   2       IIR / FCR
  *   3 LCR   4 MCR   5 LSR   6 MSR   7 SCR
  *
- * Invariant: at the end of each access the line equals what irq_identify() says.
+ * Invariants: at the end of each access the line equals what irq_identify() says; a published line status is what a read
+ * would give, and reading would change nothing; so a guest that polls LSR before each byte need not leave for that. It holds
+ * while bytes to send are on their way here too: outside of loopback they change nothing in LSR.
  */
 #include "vmm/dev_serial.h"
 
@@ -56,6 +58,8 @@ struct serial {
 	/* Device lock. */
 	struct serial_state state;
 	bool want_ready; /* serial_input() took less than all */
+	bool published;	 /* the answer below is out */
+	uint8_t published_lsr;
 };
 
 static bool fifo_enabled(const struct serial_state *s)
@@ -91,12 +95,41 @@ static uint8_t irq_identify(const struct serial_state *s)
 	return IIR_NONE;
 }
 
-static void irq_update(struct serial *serial)
+static uint8_t lsr_value(const struct serial_state *s)
+{
+	uint8_t value = LSR_THRE | LSR_TEMT | s->lsr_errors;
+
+	if (s->fifo_count)
+		value |= LSR_DR;
+	for (unsigned i = 0; fifo_enabled(s) && i < s->fifo_count; i++)
+		if (s->fifo_break[(s->fifo_head + i) % FIFO_SIZE])
+			value |= LSR_FIFO_ERROR;
+	if (fifo_enabled(s) && (s->lsr_errors & LSR_BI))
+		value |= LSR_FIFO_ERROR;
+	return value;
+}
+
+static void publish_lsr(struct serial *serial)
+{
+	const struct serial_state *s = &serial->state;
+	bool constant = !s->lsr_errors && !(s->mcr & MCR_LOOP);
+	struct bus_answer answer = { .space = BUS_PIO, .sizes = constant, .addr = serial->port + 5u, .base = lsr_value(s), .den = 1 };
+
+	if (constant == serial->published && (!constant || answer.base == serial->published_lsr))
+		return;
+	serial->published = constant;
+	serial->published_lsr = (uint8_t)answer.base;
+	answer_publish(&serial->host.answers, &answer);
+}
+
+/* After every change of state. */
+static void update(struct serial *serial)
 {
 	const struct serial_state *s = &serial->state;
 	bool gate = (s->mcr & (MCR_OUT2 | MCR_LOOP)) == MCR_OUT2;
 
 	irq_line_set(&serial->irq, gate && irq_identify(s) != IIR_NONE);
+	publish_lsr(serial);
 }
 
 /* Four character times without a byte in or out raise the character timeout if bytes are left below the trigger. */
@@ -120,7 +153,7 @@ static void on_timeout(void *ctx)
 
 	if (serial->state.fifo_count)
 		serial->state.timeout_pending = true;
-	irq_update(serial);
+	update(serial);
 }
 
 static void fifo_clear(struct serial *serial)
@@ -176,7 +209,7 @@ size_t serial_input(struct serial *serial, const uint8_t *data, size_t length)
 		serial->want_ready = true;
 	if (taken) {
 		timeout_restart(serial);
-		irq_update(serial);
+		update(serial);
 	}
 	return taken;
 }
@@ -187,7 +220,7 @@ void serial_input_break(struct serial *serial)
 		return;
 	receive(&serial->state, 0, true);
 	timeout_restart(serial);
-	irq_update(serial);
+	update(serial);
 }
 
 static void transmit(struct serial *serial, uint8_t byte)
@@ -196,7 +229,7 @@ static void transmit(struct serial *serial, uint8_t byte)
 
 	/* The line falls while the holding register is full, so that each byte makes an edge. */
 	s->thre_pending = false;
-	irq_update(serial);
+	update(serial);
 	if (s->mcr & MCR_LOOP) {
 		receive(s, byte, false);
 		timeout_restart(serial);
@@ -231,23 +264,15 @@ static uint8_t read_rbr(struct serial *serial)
 	s->fifo_count--;
 	fifo_show_top(s);
 	timeout_restart(serial);
-	irq_update(serial);
+	update(serial);
 	call_ready(serial);
 	return s->last_rbr;
 }
 
-static uint8_t read_lsr(struct serial *serial)
+static uint8_t read_lsr(struct serial_state *s)
 {
-	struct serial_state *s = &serial->state;
-	uint8_t value = LSR_THRE | LSR_TEMT | s->lsr_errors;
+	uint8_t value = lsr_value(s);
 
-	if (s->fifo_count)
-		value |= LSR_DR;
-	for (unsigned i = 0; fifo_enabled(s) && i < s->fifo_count; i++)
-		if (s->fifo_break[(s->fifo_head + i) % FIFO_SIZE])
-			value |= LSR_FIFO_ERROR;
-	if (fifo_enabled(s) && (s->lsr_errors & LSR_BI))
-		value |= LSR_FIFO_ERROR;
 	s->lsr_errors = 0;
 	return value;
 }
@@ -275,7 +300,7 @@ static uint8_t serial_read(void *dev, unsigned offset)
 	case 4:
 		return s->mcr;
 	case 5:
-		value = read_lsr(serial);
+		value = read_lsr(s);
 		break;
 	case 6:
 		value = s->msr;
@@ -284,7 +309,7 @@ static uint8_t serial_read(void *dev, unsigned offset)
 	case 7:
 		return s->scr;
 	}
-	irq_update(serial);
+	update(serial);
 	return value;
 }
 
@@ -338,7 +363,7 @@ static void serial_write(void *dev, unsigned offset, uint8_t value)
 		s->scr = value;
 		break;
 	}
-	irq_update(serial);
+	update(serial);
 	call_ready(serial);
 }
 
@@ -395,6 +420,6 @@ void serial_reset(struct serial *serial)
 {
 	serial->state = (struct serial_state){ .divisor = 12, .msr = MSR_CTS | MSR_DSR | MSR_DCD };
 	event_timer_cancel(serial->timeout);
-	irq_update(serial);
+	update(serial);
 	call_ready(serial);
 }

@@ -88,6 +88,22 @@ static void apic_eoi_vectors(void *ctx, const uint64_t bitmap[4])
 	soft_set_eoi_exit(m->soft, bitmap);
 }
 
+/* No free slot: the reads come as bus accesses, which give the same. */
+static void on_answer(void *ctx, const struct bus_answer *answer)
+{
+	struct machine *m = ctx;
+
+	soft_set_answer(m->soft, answer);
+}
+
+/* A trace is to show every access, in order. */
+static struct answer_sink answers(struct machine *m)
+{
+	struct answer_sink sink = {m->config->trace ? NULL : on_answer, m};
+
+	return sink;
+}
+
 /* PIC, IOAPIC, PIT, RTC, HPET. */
 static int timers_create(struct machine *m, struct error *err)
 {
@@ -111,16 +127,17 @@ static int timers_create(struct machine *m, struct error *err)
 	wiring.msi = irqchip_msi(m->irqchip);
 	wiring.pit = m->pit;
 	wiring.rtc = m->rtc;
+	wiring.answers = answers(m);
 	return hpet_create(m->bus, m->loop, &wiring, &m->hpet, err);
 }
 
 /* Serial ports, keyboard controller, ACPI, fw_cfg, debug ports. */
 static int ports_create(struct machine *m, struct error *err)
 {
-	const struct serial_host com1 = {on_console_output, on_console_ready, m};
-	const struct serial_host nobody = {0};
-	const struct i8042_host kbd = {on_reset, NULL, m};
-	const struct acpi_pm_host pm = {on_poweroff, on_reset, m};
+	const struct serial_host com1 = {on_console_output, on_console_ready, m, answers(m)};
+	const struct serial_host nobody = {.answers = answers(m)};
+	const struct i8042_host kbd = {on_reset, m};
+	const struct acpi_pm_host pm = {on_poweroff, m, answers(m)};
 	const struct debug_host debug = {on_debug_exit, m->firmware ? on_console_output : NULL, m};
 	int rc;
 
@@ -234,11 +251,24 @@ static int net_create(struct machine *m, const struct machine_net *net, unsigned
 	return rc ? rc : virtio_attach(m, dev, err);
 }
 
+/*
+ * Writes that nobody waits for: bytes to send (where the divisor's low byte is, too), the address of the next
+ * configuration access (the access itself leaves, after it), the POST code that Linux writes for a short delay.
+ */
+static void posted_ports(struct machine *m)
+{
+	static const uint16_t ports[] = {SERIAL_COM1, SERIAL_COM2, 0xcf8, 0x80};
+
+	for (unsigned i = 0; i < sizeof(ports) / sizeof(ports[0]) && !m->config->trace; i++)
+		soft_set_posted_pio(m->soft, ports[i]);
+}
+
 int machine_devices_create(struct machine *m, struct error *err)
 {
 	struct irq_line lines[4];
 	int rc;
 
+	posted_ports(m);
 	rc = timers_create(m, err);
 	if (!rc)
 		rc = ports_create(m, err);

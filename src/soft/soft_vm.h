@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
+#include "vmm/bus.h"
 #include "vmm/soft.h"
 
 struct event_loop;
@@ -29,6 +30,9 @@ struct soft_vm {
 	pthread_mutex_t lock; /* innermost: nothing is called with it held */
 	int notify_fds[NOTIFY_MAX];
 	unsigned notify_count;
+	struct bus_answer answers[ANSWER_MAX]; /* as published; the guest's side of it is not trusted */
+	unsigned answer_count;
+	uint32_t answer_sequence[ANSWER_MAX];
 	unsigned next_lowest; /* round robin of lowest-priority delivery */
 };
 

@@ -102,6 +102,39 @@ int soft_set_notify(struct soft_vm *vm, int eventfd, uint64_t gpa, uint32_t size
 	return rc;
 }
 
+static void publish_answer(struct answer_slot *slot, uint32_t *sequence, const struct bus_answer *a)
+{
+	atomic_store_explicit(&slot->sequence, ++*sequence, memory_order_relaxed);
+	atomic_thread_fence(memory_order_release);
+	atomic_store_explicit(&slot->space_sizes, (uint32_t)a->space << 8 | a->sizes, memory_order_relaxed);
+	atomic_store_explicit(&slot->addr, a->addr, memory_order_relaxed);
+	atomic_store_explicit(&slot->start_ns, a->start_ns, memory_order_relaxed);
+	atomic_store_explicit(&slot->base, a->base, memory_order_relaxed);
+	atomic_store_explicit(&slot->ratio, (uint64_t)a->num << 32 | a->den, memory_order_relaxed);
+	atomic_store_explicit(&slot->shift, a->shift, memory_order_relaxed);
+	atomic_store_explicit(&slot->sequence, ++*sequence, memory_order_release);
+}
+
+int soft_set_answer(struct soft_vm *vm, const struct bus_answer *a)
+{
+	unsigned i;
+	int rc = -ENOSPC;
+
+	pthread_mutex_lock(&vm->lock);
+	for (i = 0; i < vm->answer_count && (vm->answers[i].space != a->space || vm->answers[i].addr != a->addr ||
+						    vm->answers[i].shift != a->shift); i++)
+		;
+	if (i < ANSWER_MAX) {
+		vm->answers[i] = *a;
+		if (i == vm->answer_count)
+			vm->answer_count++;
+		publish_answer(&vm->shared->answers[i], &vm->answer_sequence[i], a);
+		rc = 0;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return rc;
+}
+
 void soft_set_posted_pio(struct soft_vm *vm, uint16_t port)
 {
 	atomic_fetch_or(&vm->shared->posted_pio[port / 64], 1ull << (port % 64));

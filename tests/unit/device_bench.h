@@ -1,15 +1,21 @@
-/* What device tests share: a bus with its lock, port accesses, and lines that count. */
+/*
+ * What device tests share: a bus with its lock, port accesses, and lines that count. Every read of a register whose answer
+ * has been published is also a check of that answer.
+ */
 #ifndef TESTS_DEVICE_BENCH_H
 #define TESTS_DEVICE_BENCH_H
 
 #include <check.h>
 #include <pthread.h>
 
+#include "answers.h"
 #include "vmm/bus.h"
 #include "vmm/error.h"
+#include "vmm/event.h"
 
 static pthread_mutex_t bench_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct bus *bench_bus;
+static struct answers bench_answers;
 
 struct bench_line {
 	bool level;
@@ -31,6 +37,7 @@ static inline struct irq_line bench_line_wire(struct bench_line *lines, unsigned
 
 static inline void bench_start(void)
 {
+	bench_answers = (struct answers){ 0 };
 	ck_assert_int_eq(bus_create(&bench_lock, &bench_bus, NULL), 0);
 }
 
@@ -42,9 +49,14 @@ static inline void bench_stop(void)
 
 static inline uint64_t bench_read(enum bus_space space, uint64_t addr, unsigned size)
 {
-	uint64_t value = 0;
+	uint64_t value = 0, answer = 0;
+	bool answered = bench_answers.count && answers_read(&bench_answers, space, addr, size, event_now(), &answer);
 
 	bus_access(bench_bus, space, addr, size, false, &value);
+	if (answered)
+		ck_assert_msg(answer == value, "address 0x%llx: 0x%llx was published, the device says 0x%llx",
+			(unsigned long long)addr, (unsigned long long)answer, (unsigned long long)value);
+	bench_answers.used += answered;
 	return value;
 }
 

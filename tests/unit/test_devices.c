@@ -22,7 +22,6 @@ static char sent[256];
 static size_t sent_size;
 static unsigned ready_calls, resets, exits;
 static uint32_t exit_value;
-static bool a20;
 
 static void on_output(void *ctx, const uint8_t *data, size_t length)
 {
@@ -41,11 +40,6 @@ static void on_reset(void *ctx)
 	resets++;
 }
 
-static void on_a20(void *ctx, bool on)
-{
-	a20 = on;
-}
-
 static void on_exit_port(void *ctx, uint32_t value)
 {
 	exits++;
@@ -54,15 +48,14 @@ static void on_exit_port(void *ctx, uint32_t value)
 
 static void setup(void)
 {
-	struct serial_host serial_host = { on_output, on_ready, NULL };
-	struct i8042_host kbd_host = { on_reset, on_a20, NULL };
+	struct serial_host serial_host = { on_output, on_ready, NULL, { answers_publish, &bench_answers } };
+	struct i8042_host kbd_host = { on_reset, NULL };
 	struct debug_host debug_host = { on_exit_port, on_output, NULL };
 
 	bench_start();
 	memset(lines, 0, sizeof(lines));
 	sent_size = 0;
 	ready_calls = resets = exits = 0;
-	a20 = true;
 	ck_assert_int_eq(mem_create(16 << 20, &mem, NULL), 0);
 	ck_assert_int_eq(
 		serial_create(bench_bus, NULL, COM, bench_line_wire(lines, 0), &serial_host, "com1", &serial, NULL), 0);
@@ -164,6 +157,33 @@ START_TEST(serial_loops_back)
 }
 END_TEST
 
+/* serial_receives and serial_loops_back compare each status with what was published; here: when one is. */
+START_TEST(serial_publishes_status)
+{
+	unsigned used = bench_answers.used;
+
+	ck_assert_uint_eq(inb(COM + 5), 0x60);
+	ck_assert_uint_eq(bench_answers.used, ++used);
+	ck_assert_uint_eq(serial_input(serial, (const uint8_t *)"a", 1), 1);
+	ck_assert_uint_eq(inb(COM + 5), 0x61);
+	ck_assert_uint_eq(bench_answers.used, ++used);
+	serial_input_break(serial);
+	ck_assert_uint_eq(inb(COM + 5) & 0x12, 0x12);
+	ck_assert_msg(bench_answers.used == used, "reading takes the error bits");
+	ck_assert_uint_eq(inb(COM + 5), 0x61);
+	ck_assert_uint_eq(bench_answers.used, ++used);
+	inb(COM);
+	ck_assert_uint_eq(inb(COM + 5), 0x60);
+	ck_assert_uint_eq(bench_answers.used, ++used);
+	outb(COM + 4, 0x10);
+	inb(COM + 5);
+	ck_assert_msg(bench_answers.used == used, "in loopback a byte sent changes the status");
+	serial_reset(serial);
+	ck_assert_uint_eq(inb(COM + 5), 0x60);
+	ck_assert_uint_eq(bench_answers.used, ++used);
+}
+END_TEST
+
 static uint8_t kbd_ask(uint8_t command)
 {
 	outb(0x64, command);
@@ -183,9 +203,11 @@ START_TEST(i8042_controller)
 	inb(0x60);
 	outb(0x64, 0xd1);
 	outb(0x60, 0xdd);
-	ck_assert(!a20);
+	ck_assert_uint_eq(inb(0x92) & 2, 0);
+	ck_assert_uint_eq(kbd_ask(0xd0) & 2, 0);
 	outb(0x92, 0x02);
-	ck_assert(a20);
+	ck_assert_uint_eq(inb(0x92) & 2, 2);
+	ck_assert_uint_eq(kbd_ask(0xd0) & 2, 2);
 	ck_assert_uint_eq(resets, 0);
 	outb(0x64, 0xfe);
 	ck_assert_uint_eq(resets, 1);
@@ -334,6 +356,7 @@ int main(void)
 	tcase_add_test(tc, serial_transmits);
 	tcase_add_test(tc, serial_receives);
 	tcase_add_test(tc, serial_loops_back);
+	tcase_add_test(tc, serial_publishes_status);
 	tcase_add_test(tc, i8042_controller);
 	tcase_add_test(tc, i8042_keyboard);
 	tcase_add_test(tc, fw_cfg_directory);

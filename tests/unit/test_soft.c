@@ -3,6 +3,7 @@
  * told by the trace word of its block. Without one it is the real engine.
  */
 #include <check.h>
+#include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
@@ -373,6 +374,53 @@ START_TEST(real_engine)
 }
 END_TEST
 
+/* Real mode: in al, 0x61; out 0x62, al; in eax, 0x64; out 0x62, eax; in eax, 0x64; out 0x62, eax; in al, 0x61; hlt */
+static const uint8_t answer_code[] = { 0xe4, 0x61, 0xe6, 0x62, 0x66, 0xe5, 0x64, 0x66, 0xe7, 0x62, 0x66, 0xe5, 0x64, 0x66, 0xe7,
+	0x62, 0xe4, 0x61, 0xf4 };
+
+START_TEST(answered_reads)
+{
+	struct bus_answer status = { .space = BUS_PIO, .sizes = 1, .addr = 0x61, .base = 0x5a, .den = 1 };
+	struct bus_answer counter = { .space = BUS_PIO, .sizes = 4, .addr = 0x64, .num = 3, .den = 7, .shift = 1 };
+	struct cpu_state *state = aligned_alloc(64, (sizeof(*state) + 63) & ~63ul);
+	struct vcpu_exit x = { 0 };
+	struct soft_vcpu *v;
+	uint64_t before, after, first;
+
+	mem_write(mem, 0x1000, answer_code, sizeof(answer_code));
+	ck_assert_int_eq(soft_set_answer(vm, &status), 0);
+	v = create(0, 0);
+	cpu_reset(state, true);
+	state->seg[SEG_CS].selector = 0;
+	state->seg[SEG_CS].base = 0;
+	state->gpr[GPR_RIP] = 0x1000;
+	soft_vcpu_ops.set_state(v, state);
+	expect_pio(v, &x, 0x62, true, 0x5a);
+	counter.start_ns = event_now() - 1000000;
+	counter.base = 1000;
+	ck_assert_int_eq(soft_set_answer(vm, &counter), 0);
+	before = event_now();
+	ck_assert_int_eq(soft_vcpu_ops.run(v, &x), 0);
+	after = event_now();
+	ck_assert_uint_eq(x.addr, 0x62);
+	first = x.data;
+	ck_assert_uint_ge(first, (1000 + (before - counter.start_ns) * 3 / 7) >> 1);
+	ck_assert_uint_le(first, (1000 + (after - counter.start_ns) * 3 / 7) >> 1);
+	ck_assert_int_eq(soft_vcpu_ops.run(v, &x), 0);
+	ck_assert_uint_eq(x.addr, 0x62);
+	ck_assert_uint_ge(x.data, first);
+	ck_assert_uint_eq(soft_vcpu_stats(vm, 0)->answered_reads, 3);
+	status.sizes = 0;
+	ck_assert_int_eq(soft_set_answer(vm, &status), 0);
+	expect_pio(v, &x, 0x61, false, 0);
+	for (counter.addr = 0x70; counter.addr < 0x70 + ANSWER_MAX - 2; counter.addr++)
+		ck_assert_int_eq(soft_set_answer(vm, &counter), 0);
+	ck_assert_int_eq(soft_set_answer(vm, &counter), -ENOSPC);
+	soft_vcpu_ops.destroy(v);
+	free(state);
+}
+END_TEST
+
 static void fake_or_real(int argc, char **argv)
 {
 	struct vcpu_block *b = mmap(NULL, sizeof(*b), PROT_READ, MAP_SHARED, VCPU_FD_BLOCK, 0);
@@ -400,6 +448,7 @@ int main(int argc, char **argv)
 	tcase_add_test(c, code_writes);
 	tcase_add_test(c, notify_slots);
 	tcase_add_test(c, real_engine);
+	tcase_add_test(c, answered_reads);
 	tcase_set_timeout(c, 20);
 	suite_add_tcase(s, c);
 	r = srunner_create(s);
