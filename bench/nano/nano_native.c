@@ -73,14 +73,14 @@ static const struct nano_row native_rows[] = {
 int main(int argc, char **argv)
 {
 	static const struct nano_row *const tables[] = {native_rows, nano_user_rows, NULL};
-	char words[1024] = "nano-native";
+	char words[1024] = "nano";
 	size_t length = strlen(words);
 
 	for (int i = 1; i < argc; i++) {
 		int added = snprintf(words + length, sizeof(words) - length, " %s", argv[i]);
 
 		if (added < 0 || (size_t)added >= sizeof(words) - length) {
-			fprintf(stderr, "nano-native: too many arguments\n");
+			fprintf(stderr, "nano: too many arguments\n");
 			return 2;
 		}
 		length += (size_t)added;
