@@ -749,9 +749,9 @@ static void catch_signals(void)
 {
 	static const int faults[] = { SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGILL };
 	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_ONSTACK };
-	stack_t stack = { .ss_size = 65536 };
+	static uint8_t stack_bytes[65536];
+	stack_t stack = { .ss_sp = stack_bytes, .ss_size = sizeof(stack_bytes) };
 
-	stack.ss_sp = malloc(stack.ss_size);
 	sigaltstack(&stack, NULL);
 	sigfillset(&action.sa_mask);
 	for (unsigned n = 0; n < sizeof(faults) / sizeof(faults[0]); n++)
