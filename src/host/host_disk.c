@@ -17,6 +17,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_disk.h"
+#include "vmm/log.h"
 #include "host_disk_internal.h"
 
 static int image_lock(int fd, bool readonly)
@@ -129,6 +130,8 @@ int host_disk_open_engine(struct event_loop *loop, struct worker_pool *pool, con
 		goto fail_fd;
 	}
 	ret = may_uring ? disk_uring_create(disk) : -ENOSYS;
+	log_message(LOG_INFO, "disk image %s: %llu bytes%s, by %s", path, (unsigned long long)disk->size,
+		readonly ? ", read-only" : "", ret ? "worker threads" : "io_uring");
 	if (ret)
 		ret = disk_threads_create(disk, pool);
 	if (ret) {

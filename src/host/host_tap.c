@@ -16,6 +16,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_net.h"
+#include "vmm/log.h"
 
 #define FRAMES_PER_TURN 64
 
@@ -100,8 +101,10 @@ static int tap_open(struct host_tap *tap, const char *ifname, struct error *err)
 	if (tap->fd < 0)
 		return error_set(err, -errno, "cannot open /dev/net/tun: %s; --net user needs no privilege",
 			strerror(errno));
-	if (!ioctl(tap->fd, TUNSETIFF, &request))
+	if (!ioctl(tap->fd, TUNSETIFF, &request)) {
+		log_message(LOG_INFO, "network card on the tap interface %s", request.ifr_name); /* the kernel may have named it */
 		return 0;
+	}
 	if (errno == EPERM)
 		return error_set(err, -errno,
 			"no permission for tap interface %s; create one that you own with "

@@ -9,6 +9,7 @@
 #include "vmm/boot_acpi.h"
 #include "vmm/dev_fw_cfg.h"
 #include "vmm/error.h"
+#include "vmm/log.h"
 #include "vmm/mem.h"
 #include "vmm/pci.h"
 
@@ -91,10 +92,12 @@ int machine_boot_load(struct machine *m, struct error *err)
 	int rc;
 
 	cpu_reset(&m->initial, true);
-	if (!m->firmware) {
-		rc = pci_bus_assign(m->pci, pci_irqs_direct, err);
-		return rc ? rc : boot_load(&m->boot, m->mem, &m->initial, &result, err);
-	}
-	rc = boot_load(&m->boot, m->mem, &m->initial, &result, err);
-	return rc || m->resets ? rc : firmware_items_add(m, err);
+	rc = m->firmware ? 0 : pci_bus_assign(m->pci, pci_irqs_direct, err);
+	if (!rc)
+		rc = boot_load(&m->boot, m->mem, &m->initial, &result, err);
+	if (!rc && m->firmware && !m->resets)
+		rc = firmware_items_add(m, err);
+	if (!rc)
+		log_message(LOG_INFO, "started as %s at %#llx", result.protocol, (unsigned long long)result.entry);
+	return rc;
 }

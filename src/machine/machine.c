@@ -19,6 +19,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/irqchip.h"
+#include "vmm/log.h"
 #include "vmm/mem.h"
 #include "vmm/soft.h"
 #include "vmm/vcpu.h"
@@ -237,6 +238,7 @@ static int machine_reset(struct machine *m, struct error *err)
 {
 	int rc = 0;
 
+	log_message(LOG_INFO, "the guest has reset the machine: it starts anew");
 	pthread_mutex_lock(&m->device_lock);
 	m->resets++;
 	machine_devices_reset(m);
