@@ -220,9 +220,10 @@ int main(int argc, char **argv)
 	}
 	for (size_t g = 0; g < GROUP_COUNT; g++)
 		for (const struct workload *w = groups[g].rows; w->name; w++)
-			if (listed(o.bench, "all") || listed(o.bench, groups[g].name) || listed(o.bench, w->name))
+			if (listed(o.bench, "all") || listed(o.bench, groups[g].name) || listed(o.bench, w->name)) {
 				run(w, &o);
-	print_clock();
+				print_clock();
+			}
 	printf("BENCH-END ok\n");
 	finish(0);
 }

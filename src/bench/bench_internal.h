@@ -46,6 +46,8 @@ struct bench_work {
 	enum bench_unit unit;
 	enum bench_part part;
 	char text[120]; /* what one iteration is */
+	bool ring3;	/* nano: a native process may do it too */
+	bool heavy;	/* takes long to prepare: not with --quick, unless it is asked for by name */
 };
 
 enum bench_column_kind { BENCH_NATIVE, BENCH_VMM, BENCH_QEMU, BENCH_COLUMN_KINDS };
@@ -109,10 +111,11 @@ struct bench_host {
 /* A fixed piece of work timed again and again, from before the first launch to after the last. */
 struct bench_noise {
 	unsigned blocks;
-	double median_ns, low_ns, high_ns; /* of a block; low and high are the 10th and the 90th percentile */
-	double worst_ns;
-	double relative; /* (high - low) / median: the noise that every comparison is widened by */
+	double median_ns, worst_ns; /* of all blocks */
+	double low_ns, high_ns;	    /* 10th and 90th percentile of the medians of BENCH_BATCH blocks in a row */
+	double relative;	    /* (high - low) / median: what every ratio is widened by */
 };
+#define BENCH_BATCH 15
 
 struct bench_result {
 	char version[32], commit[64], date[40], command[BENCH_COMMAND_MAX], pace[16], guest_kernel[200];
@@ -143,11 +146,13 @@ struct bench_interval {
 /*
  * The ratio of the medians of a and b, with a 95 % interval from 2,000 bootstrap resamples (drawn from a generator
  * with a fixed seed, so that the same samples give the same interval), no narrower than the launches' own medians
- * spread, and widened by the relative noise on both sides.
+ * spread, and widened by the relative noise on both sides. All zero if a median is not positive: cycles of something
+ * that costs no more than the loop around it varies.
  */
 struct bench_interval bench_ratio(const struct bench_cell *a, const struct bench_cell *b, double noise);
-/* The median of a cell with the interval from its lowest to its highest sample. */
+/* The median of a cell with the interval from its lowest to its highest sample, or that between its quartiles. */
 struct bench_interval bench_spread(const struct bench_cell *cell);
+struct bench_interval bench_quartiles(const struct bench_cell *cell);
 /* The geometric mean; 0 if count is 0 or a value is not positive. */
 double bench_geomean(const double *values, unsigned count);
 
@@ -202,8 +207,12 @@ void bench_output_init(struct bench_output *out, unsigned wanted);
 void bench_output_expect(struct bench_output *out, const struct bench_work *work);
 /* One line of a guest's console. */
 void bench_output_line(struct bench_output *out, const char *line, uint64_t now);
-/* The first item that has not all its samples and was not skipped, or -1. */
+/*
+ * The item that was being measured when the output stopped: the one with some samples but not all, else the first that
+ * was asked for and has none; -1 if all are complete or skipped.
+ */
 int bench_output_culprit(const struct bench_output *out);
+bool bench_item_complete(const struct bench_output *out, const struct bench_item *item);
 /* The guest's clock over the host's between the first and the last BENCH-CLOCK; 0 if that cannot be told. */
 double bench_output_clock(const struct bench_output *out, double tsc_hz);
 

@@ -76,6 +76,27 @@ static bool engine_exists(const struct bench_column *column, const struct bench_
 	return false;
 }
 
+static void on_line(void *ctx, const char *line, uint64_t now)
+{
+	*(bool *)ctx |= !strcmp(line, "BENCH-END ok");
+}
+
+/* Does QEMU run the bare-metal guest at all? With some kernels' KVM it does not. Without the guest, yes is assumed. */
+static bool peer_works(const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
+{
+	bool ended = false;
+	struct bench_child child = {.limit = 5, .line = on_line, .ctx = &ended};
+	char text[BENCH_COMMAND_MAX];
+
+	if (!paths->nano[0])
+		return true;
+	if (!bench_column_command(column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) &&
+		!bench_spawn(&child) && ended)
+		return true;
+	snprintf(why, size, "It does not run a guest here: %.250s", child.timed_out ? "nothing came within 5 s." : child.tail);
+	return false;
+}
+
 static void column_check(struct bench_column *column, const struct candidate *c, const struct bench_result *result,
 	const struct bench_paths *paths, bool kvm)
 {
@@ -87,7 +108,8 @@ static void column_check(struct bench_column *column, const struct candidate *c,
 	} else if (c->kind == BENCH_NATIVE && !paths->micro[0] && !paths->nano_native[0]) {
 		snprintf(column->why, sizeof(column->why), "The programs to run natively are not there; build them or give --guests.");
 	} else {
-		column->present = c->kind != BENCH_VMM || engine_exists(column, paths, column->why, sizeof(column->why));
+		column->present = c->kind == BENCH_NATIVE || (c->kind == BENCH_VMM ? engine_exists : peer_works)(column, paths,
+			column->why, sizeof(column->why));
 	}
 }
 
@@ -128,7 +150,7 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 			snprintf(column->options[o], sizeof(column->options[o]), "%s", c->options[o]);
 		if (c->needs_kvm && kvm)
 			snprintf(column->label, sizeof(column->label), "%s, %.*s", c->label,
-				(int)strcspn(result->host.memory_virt, "("), result->host.memory_virt);
+				(int)strcspn(result->host.memory_virt, " ("), result->host.memory_virt);
 		else
 			snprintf(column->label, sizeof(column->label), "%s", c->label);
 		column_check(column, c, result, paths, kvm);

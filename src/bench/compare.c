@@ -58,6 +58,8 @@ static void pair_print(const struct bench_work *work, const char *column, const 
 		return;
 	}
 	ratio = bench_ratio(b, a, noise);
+	if (ratio.value <= 0)
+		return;
 	bench_value_text(bench_spread(a).value, work->unit, before, sizeof(before));
 	bench_value_text(bench_spread(b).value, work->unit, after, sizeof(after));
 	bench_ratio_text(ratio.value, value, sizeof(value));

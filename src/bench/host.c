@@ -1,7 +1,8 @@
 /*
  * The host: what it is, and how quiet it is. The noise is measured, not assumed: a fixed chain of dependent
  * multiplications, about a millisecond a block, is timed before the first launch, before each other one and after the last.
- * What its blocks differ by, everything else may differ by too, whatever is being compared.
+ * Results are medians, so the noise is what medians of a few blocks in a row differ by: everything else may differ by
+ * that too, whatever is being compared.
  */
 #include <cpuid.h>
 #include <math.h>
@@ -81,10 +82,15 @@ void bench_meter_run(struct bench_meter *meter, unsigned count)
 
 void bench_meter_read(const struct bench_meter *meter, struct bench_noise *noise)
 {
+	double medians[sizeof(meter->blocks) / sizeof(meter->blocks[0]) / BENCH_BATCH];
+	unsigned batches = meter->count / BENCH_BATCH;
+
+	for (unsigned i = 0; i < batches; i++)
+		medians[i] = bench_median(meter->blocks + i * BENCH_BATCH, BENCH_BATCH);
 	noise->blocks = meter->count;
 	noise->median_ns = bench_median(meter->blocks, meter->count);
-	noise->low_ns = bench_quantile(meter->blocks, meter->count, 0.1);
-	noise->high_ns = bench_quantile(meter->blocks, meter->count, 0.9);
 	noise->worst_ns = bench_quantile(meter->blocks, meter->count, 1);
+	noise->low_ns = bench_quantile(medians, batches, 0.1);
+	noise->high_ns = bench_quantile(medians, batches, 0.9);
 	noise->relative = noise->median_ns > 0 ? (noise->high_ns - noise->low_ns) / noise->median_ns : 0;
 }

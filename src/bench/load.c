@@ -103,7 +103,7 @@ static void cell_load(struct bench_cell *cell, const struct json_value *v)
 		struct bench_sample sample = {number_load(s, "value"), json_integer(json_get(s, "n")),
 			(unsigned)json_integer(json_get(s, "launch"))};
 
-		if (sample.value > 0)
+		if (sample.n)
 			cell->samples[cell->count++] = sample;
 	}
 	if (cell->state == BENCH_OK && !cell->count)

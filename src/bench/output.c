@@ -5,12 +5,13 @@
  *	BENCH-CLOCK unit=cycles|ns value=N
  *	BENCH name=ID unit=cycles|ns|s n=N value=DECIMAL check=HEX
  *	BENCH-SKIP name=ID why=SENTENCE
- *	BENCH-FAIL SENTENCE
- *	BENCH-END ok
+ *	BENCH-FAIL name=ID why=SENTENCE		(that work went wrong) or BENCH-FAIL SENTENCE (all did)
+ *	BENCH-END ok | failed
  *
  * and everything that does not start with BENCH is noise. A line that starts so and is none of these, a result that was
- * not asked for, a value that is not positive and finite, and anything after the end are kept as the first thing
- * wrong; the session then believes nothing of that launch.
+ * not asked for, a value that is no number or takes no time, and anything after the end are kept as the first thing
+ * wrong; the session then believes nothing of that launch. Only cycles, from which an empty loop has been taken off, may
+ * be a little below zero.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -20,6 +21,8 @@
 #include <string.h>
 
 #include "bench_internal.h"
+
+#define BELOW_ZERO_MAX 1000.0 /* cycles */
 
 void bench_output_init(struct bench_output *out, unsigned wanted)
 {
@@ -80,13 +83,16 @@ static bool parse_u64(const char *text, int base, uint64_t *value)
 	return !errno && !*end;
 }
 
-/* Digits with at most one point: no sign, exponent, "inf" or hexadecimal. */
+/* Digits with at most one point and perhaps a minus: no exponent, "inf" or hexadecimal. */
 static bool parse_decimal(const char *text, double *value)
 {
+	bool negative = *text == '-';
+
+	text += negative;
 	if (strspn(text, "0123456789.") != strlen(text) || !strpbrk(text, "0123456789") ||
 		strchr(text, '.') != strrchr(text, '.'))
 		return false;
-	*value = strtod(text, NULL);
+	*value = negative ? -strtod(text, NULL) : strtod(text, NULL);
 	return isfinite(*value);
 }
 
@@ -124,7 +130,8 @@ static void result_line(struct bench_output *out, const char *line)
 		bad_line(out, "it gave %s in %s instead of %s", item->id, unit, bench_unit_names[item->unit]);
 		return;
 	}
-	if (!(sample.value > 0) || !sample.n) {
+	if (!sample.n || sample.value < (item->unit == BENCH_CYCLES ? -BELOW_ZERO_MAX : 0) ||
+		(sample.value <= 0 && item->unit != BENCH_CYCLES)) {
 		bad_line(out, "it claims that %s takes no time", item->id);
 		return;
 	}
@@ -139,13 +146,17 @@ static void result_line(struct bench_output *out, const char *line)
 		item->samples[item->count++] = sample;
 }
 
-static void skip_line(struct bench_output *out, const char *line)
+/* BENCH-SKIP or BENCH-FAIL of one item. */
+static void reason_line(struct bench_output *out, const char *line, bool failed)
 {
 	struct bench_item *item = item_find(out, line);
 
 	if (!item)
 		return;
-	item->skipped = true;
+	if (failed)
+		item->bad = true;
+	else
+		item->skipped = true;
 	if (!field(line, "why", true, item->why, sizeof(item->why)))
 		snprintf(item->why, sizeof(item->why), "The guest does not say why.");
 }
@@ -165,10 +176,22 @@ static void clock_line(struct bench_output *out, const char *line, uint64_t now)
 	out->clocks++;
 }
 
+static bool any_bad(const struct bench_output *out)
+{
+	for (unsigned i = 0; i < out->count; i++)
+		if (out->items[i].bad)
+			return true;
+	return false;
+}
+
 void bench_output_line(struct bench_output *out, const char *line, uint64_t now)
 {
 	if (strncmp(line, "BENCH", 5))
 		return;
+	if (!out->begun && strcmp(line, "BENCH-BEGIN")) {
+		out->begun = true;
+		out->begun_ns = now;
+	}
 	if (out->ended)
 		bad_line(out, "it went on after its end: \"%.120s\"", line);
 	else if (!strcmp(line, "BENCH-BEGIN")) {
@@ -181,21 +204,35 @@ void bench_output_line(struct bench_output *out, const char *line, uint64_t now)
 	else if (!strncmp(line, "BENCH ", 6))
 		result_line(out, line);
 	else if (!strncmp(line, "BENCH-SKIP ", 11))
-		skip_line(out, line);
+		reason_line(out, line, false);
+	else if (!strncmp(line, "BENCH-FAIL name=", 16))
+		reason_line(out, line, true);
 	else if (!strncmp(line, "BENCH-FAIL ", 11))
 		bad_line(out, "it says: %.200s", line + 11);
-	else if (!strcmp(line, "BENCH-END ok"))
+	else if (!strcmp(line, "BENCH-END ok") || (!strcmp(line, "BENCH-END failed") && any_bad(out)))
 		out->ended = true;
 	else
 		bad_line(out, "it wrote \"%.120s\"", line);
 }
 
+bool bench_item_complete(const struct bench_output *out, const struct bench_item *item)
+{
+	return item->skipped || item->bad || item->count >= out->wanted;
+}
+
 int bench_output_culprit(const struct bench_output *out)
 {
-	for (unsigned i = 0; i < out->count; i++)
-		if (!out->items[i].skipped && out->items[i].count < out->wanted)
+	int first = -1;
+
+	for (unsigned i = 0; i < out->count; i++) {
+		if (bench_item_complete(out, &out->items[i]))
+			continue;
+		if (out->items[i].count)
 			return (int)i;
-	return -1;
+		if (first < 0)
+			first = (int)i;
+	}
+	return first;
 }
 
 double bench_output_clock(const struct bench_output *out, double tsc_hz)

@@ -179,7 +179,7 @@ static void work_add(const struct bench_config *config, struct bench_result *res
 	unsigned groups = config->groups ? config->groups : BENCH_GROUP_ALL;
 
 	if (!(groups & 1u << work->group) || !bench_listed(config->only, work->id) ||
-		result->work_count == BENCH_WORK_MAX || bench_work_find(result->works, result->work_count, work->id) >= 0)
+		(config->pace == BENCH_QUICK && work->heavy && !config->only) || result->work_count == BENCH_WORK_MAX || bench_work_find(result->works, result->work_count, work->id) >= 0)
 		return;
 	result->works[result->work_count++] = *work;
 }

@@ -56,7 +56,9 @@ static unsigned ratios(const struct bench_result *r, enum bench_group group, uns
 
 		if (r->works[w].group != group || a->state != BENCH_OK || b->state != BENCH_OK)
 			continue;
-		ratio = bench_spread(a).value / bench_spread(b).value;
+		ratio = bench_ratio(a, b, 0).value;
+		if (ratio <= 0)
+			continue;
 		if (ratio < low) {
 			low = ratio;
 			*lowest = w;

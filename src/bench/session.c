@@ -2,7 +2,8 @@
  * The run itself: rounds of launches, one of each column and part in turn, so that whatever drifts on the host drifts for all. A
  * launch counts only as a whole: its guest must have begun, written every sample that was asked for and nothing that
  * is none, ended, and its clock must have gone as fast as the host's. If not, the first work without its samples is
- * blamed, and the launch is repeated without it; a guest that cannot be trusted at all fails everything that it ran.
+ * blamed, and the launch is repeated without it; a guest that cannot be trusted at all fails everything that it ran. Only
+ * a launch that was killed because its time was over keeps the works that it had finished.
  * Last, the answers of the columns are compared: a wrong one is a failure, however fast.
  */
 #include <errno.h>
@@ -26,7 +27,7 @@ struct session {
 	int interrupt;
 	uint64_t start, deadline; /* ns; deadline is ~0 without a budget */
 	unsigned rounds, repeat;
-	const char *scale;
+	const char *scale, *cycles; /* the lengths of a sample: of the Linux works, of the nano works */
 	double limit; /* seconds for a launch */
 	double took[BENCH_PARTS][BENCH_COLUMN_MAX];
 	struct bench_meter meter;
@@ -84,14 +85,15 @@ static void expect(struct session *s, enum bench_part part, unsigned column, con
 	}
 }
 
-static void words_build(const struct session *s, char *text, size_t size)
+static void words_build(const struct session *s, enum bench_part part, char *text, size_t size)
 {
 	size_t at = (size_t)snprintf(text, size, "bench=%s", s->output.count ? "" : "none");
 
 	for (unsigned i = 0; i < s->output.count && at < size; i++)
 		at += (size_t)snprintf(text + at, size - at, "%s%s", i ? "," : "", s->output.items[i].id);
 	if (at < size)
-		snprintf(text + at, size - at, " repeat=%u scale=%s", s->output.wanted, s->scale);
+		snprintf(text + at, size - at, " repeat=%u %s=%s", s->output.wanted, part == BENCH_PART_NANO ? "cycles" : "scale",
+			part == BENCH_PART_NANO ? s->cycles : s->scale);
 }
 
 static void on_line(void *ctx, const char *line, uint64_t now)
@@ -171,6 +173,7 @@ static void merge_item(struct bench_cell *cell, const struct bench_item *item, u
 	}
 }
 
+/* Everything of a whole launch; of one whose time was over what was finished. */
 static void merge(struct session *s, const struct bench_launch *launch, unsigned index, const struct bench_child *child)
 {
 	struct bench_result *r = s->result;
@@ -179,7 +182,8 @@ static void merge(struct session *s, const struct bench_launch *launch, unsigned
 	for (unsigned i = 0; i < s->output.count; i++) {
 		int w = bench_work_find(r->works, r->work_count, s->output.items[i].id);
 
-		merge_item(&r->cells[w][launch->column], &s->output.items[i], index);
+		if (bench_item_complete(&s->output, &s->output.items[i]))
+			merge_item(&r->cells[w][launch->column], &s->output.items[i], index);
 	}
 	if (boot >= 0 && launch->part == BENCH_PART_LINUX && r->columns[launch->column].kind != BENCH_NATIVE) {
 		struct bench_cell *cell = &r->cells[boot][launch->column];
@@ -192,12 +196,15 @@ static void merge(struct session *s, const struct bench_launch *launch, unsigned
 	}
 }
 
-/* A part that a column could not run at all: nothing of it counts. */
-static void part_fail(struct session *s, enum bench_part part, unsigned column, const char *why)
+/* A part that a column could not run: nothing of it counts but what had been finished in this turn. */
+static void part_fail(struct session *s, enum bench_part part, unsigned column, const char *why, const bool *finished)
 {
-	for (unsigned w = 0; w < s->result->work_count; w++)
-		if (s->result->works[w].part == part && s->result->cells[w][column].state != BENCH_SKIPPED)
-			cell_fail(&s->result->cells[w][column], why);
+	for (unsigned w = 0; w < s->result->work_count; w++) {
+		struct bench_cell *cell = &s->result->cells[w][column];
+
+		if (s->result->works[w].part == part && cell->state != BENCH_SKIPPED && cell->state != BENCH_FAILED && !finished[w])
+			cell_fail(cell, why);
+	}
 }
 
 static struct bench_launch *launch_new(struct session *s, enum bench_part part, unsigned column, unsigned round)
@@ -215,6 +222,32 @@ static struct bench_launch *launch_new(struct session *s, enum bench_part part, 
 	return launch;
 }
 
+static bool part_possible(const struct session *s, enum bench_part part, const struct bench_column *column)
+{
+	bool native = column->kind == BENCH_NATIVE;
+
+	if (!column->present)
+		return false;
+	switch (part) {
+	case BENCH_PART_NANO: return native ? s->paths->nano_native[0] : s->paths->nano[0];
+	case BENCH_PART_LINUX: return s->paths->micro[0] && (native || s->paths->kernel[0]);
+	default: return !native && s->paths->root[0];
+	}
+}
+
+/* With a budget, the first round leaves something for the columns that come after this one. */
+static double time_limit(const struct session *s, enum bench_part part, unsigned column, unsigned round)
+{
+	double left = remaining(s), reserve = 0;
+
+	for (unsigned c = column + 1; !round && c < s->result->column_count; c++)
+		if (part_possible(s, part, &s->result->columns[c]))
+			reserve += part == BENCH_PART_NANO ? 2 : 8;
+	if (!round && part == BENCH_PART_NANO)
+		reserve += 20;
+	return fmin(s->limit, fmax(left - reserve, left / 4));
+}
+
 /* One launch. NULL if it could not even be tried. */
 static struct bench_launch *launch_once(struct session *s, enum bench_part part, unsigned column, unsigned round,
 	struct bench_child *child)
@@ -225,9 +258,9 @@ static struct bench_launch *launch_once(struct session *s, enum bench_part part,
 
 	if (!launch)
 		return NULL;
-	words_build(s, words, sizeof(words));
+	words_build(s, part, words, sizeof(words));
 	memset(child, 0, sizeof(*child));
-	child->limit = fmin(s->limit, remaining(s));
+	child->limit = time_limit(s, part, column, round);
 	child->line = on_line;
 	child->ctx = &s->output;
 	child->interrupt = s->interrupt;
@@ -238,7 +271,7 @@ static struct bench_launch *launch_once(struct session *s, enum bench_part part,
 	}
 	bench_command_text(child->argv, launch->command, sizeof(launch->command));
 	unlink(s->paths->stats);
-	bench_meter_run(&s->meter, 5);
+	bench_meter_run(&s->meter, BENCH_BATCH);
 	rc = bench_spawn(child);
 	launch->seconds = child->seconds;
 	if (rc)
@@ -255,19 +288,70 @@ static void progress(const struct session *s, const struct bench_launch *launch)
 		launch->ok ? "" : ": ", launch->why);
 }
 
+static void skip_late(struct session *s, enum bench_part part, unsigned column)
+{
+	for (unsigned w = 0; w < s->result->work_count; w++) {
+		struct bench_cell *cell = &s->result->cells[w][column];
+
+		if (s->result->works[w].part == part && cell->state == BENCH_EMPTY) {
+			cell->state = BENCH_SKIPPED;
+			snprintf(cell->why, sizeof(cell->why), "Its share of the time was over before it had ended.");
+		}
+	}
+}
+
+/* A launch whose time was over, and whose guest had given no other reason for mistrust. */
+static bool salvageable(const struct session *s, const struct bench_child *child, const struct bench_launch *launch)
+{
+	return child->timed_out && s->output.begun && !s->output.bad[0] &&
+		(launch->clock_ratio == 0 || fabs(launch->clock_ratio - 1) <= CLOCK_TOLERANCE);
+}
+
+/* What a launch that is not whole means. True if the turn goes on with another one. */
+static bool failure_handle(struct session *s, const struct bench_child *child, const struct bench_launch *launch,
+	bool *left_out, unsigned attempt)
+{
+	int culprit = bench_output_culprit(&s->output), w;
+	bool ours = child->timed_out && child->limit < s->limit; /* not its fault: the budget of --quick */
+
+	if (salvageable(s, child, launch)) {
+		merge(s, launch, s->result->launch_count - 1, child);
+		for (unsigned i = 0; i < s->output.count; i++)
+			left_out[bench_work_find(s->result->works, s->result->work_count, s->output.items[i].id)] |=
+				bench_item_complete(&s->output, &s->output.items[i]);
+	}
+	if (ours) {
+		skip_late(s, launch->part, launch->column);
+		return false;
+	}
+	if (!s->output.begun || attempt + 1 == ATTEMPTS_MAX || (culprit < 0 && attempt)) {
+		part_fail(s, launch->part, launch->column, launch->why, left_out);
+		return false;
+	}
+	if (culprit < 0)
+		return true; /* all samples came, and yet it is not to be trusted: once more */
+	w = bench_work_find(s->result->works, s->result->work_count, s->output.items[culprit].id);
+	cell_fail(&s->result->cells[w][launch->column], launch->why);
+	if (remaining(s) < launch->seconds) {
+		skip_late(s, launch->part, launch->column);
+		return false;
+	}
+	return true;
+}
+
 /* The launches that one turn of a column takes. -EINTR if the person wants to stop. */
 static int turn(struct session *s, enum bench_part part, unsigned column, unsigned round)
 {
 	bool left_out[BENCH_WORK_MAX] = {false};
+	bool boots = part == BENCH_PART_LINUX && s->result->columns[column].kind != BENCH_NATIVE &&
+		bench_work_find(s->result->works, s->result->work_count, "boot") >= 0;
 	struct bench_child child;
 
 	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
 		struct bench_launch *launch;
-		int culprit, w;
 
 		expect(s, part, column, left_out);
-		if (!s->output.count && (part != BENCH_PART_LINUX || s->result->columns[column].kind == BENCH_NATIVE ||
-			bench_work_find(s->result->works, s->result->work_count, "boot") < 0))
+		if (!s->output.count && (!boots || attempt))
 			return 0;
 		launch = launch_once(s, part, column, round, &child);
 		if (!launch)
@@ -281,30 +365,10 @@ static int turn(struct session *s, enum bench_part part, unsigned column, unsign
 			bench_profile_add(&s->result->profiles[part][column], s->paths->stats);
 			return 0;
 		}
-		culprit = bench_output_culprit(&s->output);
-		if (!s->output.begun || attempt + 1 == ATTEMPTS_MAX || remaining(s) < 2 || (culprit < 0 && attempt)) {
-			part_fail(s, part, column, launch->why);
+		if (!failure_handle(s, &child, launch, left_out, attempt))
 			return 0;
-		}
-		if (culprit < 0)
-			continue; /* all samples came, and yet it is not to be trusted: once more */
-		w = bench_work_find(s->result->works, s->result->work_count, s->output.items[culprit].id);
-		cell_fail(&s->result->cells[w][column], launch->why);
 	}
 	return 0;
-}
-
-static bool part_possible(const struct session *s, enum bench_part part, const struct bench_column *column)
-{
-	bool native = column->kind == BENCH_NATIVE;
-
-	if (!column->present)
-		return false;
-	switch (part) {
-	case BENCH_PART_NANO: return native ? s->paths->nano_native[0] : s->paths->nano[0];
-	case BENCH_PART_LINUX: return s->paths->micro[0] && (native || s->paths->kernel[0]);
-	default: return !native && s->paths->root[0];
-	}
 }
 
 /* Is there time for another round of the part? As long as the last one took, and a bit more. */
@@ -317,16 +381,24 @@ static bool round_fits(const struct session *s, enum bench_part part)
 	return sum < remaining(s);
 }
 
-static void skip_late(struct session *s, enum bench_part part, unsigned column)
+/* What a column cannot do by its nature. */
+static void impossible_skip(struct session *s)
 {
-	for (unsigned w = 0; w < s->result->work_count; w++) {
-		struct bench_cell *cell = &s->result->cells[w][column];
+	for (unsigned c = 0; c < s->result->column_count; c++)
+		for (unsigned w = 0; w < s->result->work_count; w++) {
+			const struct bench_work *work = &s->result->works[w];
+			struct bench_cell *cell = &s->result->cells[w][c];
 
-		if (s->result->works[w].part == part && cell->state == BENCH_EMPTY) {
+			if (s->result->columns[c].kind != BENCH_NATIVE || !s->result->columns[c].present)
+				continue;
+			if (work->part == BENCH_PART_NANO && !work->ring3)
+				snprintf(cell->why, sizeof(cell->why), "Ring 3 may not do this.");
+			else if (boot_measured(work))
+				snprintf(cell->why, sizeof(cell->why), "A process does not boot.");
+			else
+				continue;
 			cell->state = BENCH_SKIPPED;
-			snprintf(cell->why, sizeof(cell->why), "There was no time left for it.");
 		}
-	}
 }
 
 static int rounds_run(struct session *s)
@@ -389,12 +461,13 @@ static void pace_set(struct session *s)
 {
 	const struct bench_config *config = s->config;
 
+	s->cycles = "400000"; /* short beside a time slice of the host */
 	switch (config->pace) {
 	case BENCH_QUICK:
 		s->rounds = 3;
-		s->repeat = 5;
-		s->scale = "0.01";
-		s->limit = 30;
+		s->repeat = 3;
+		s->scale = "0.005";
+		s->limit = 45; /* the budget usually ends a launch earlier */
 		s->deadline = s->start + 55ull * 1000000000;
 		break;
 	case BENCH_FULL:
@@ -421,7 +494,7 @@ static void pace_set(struct session *s)
 int bench_session(const struct bench_config *config, struct bench_result *result, const struct bench_paths *paths,
 	int interrupt, struct error *err)
 {
-	static const unsigned first_blocks = 300;
+	static const unsigned first_blocks = 20 * BENCH_BATCH;
 	struct session *s = calloc(1, sizeof(*s));
 	int rc;
 
@@ -435,10 +508,11 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 	pace_set(s);
 	bench_meter_run(&s->meter, first_blocks);
 	bench_meter_read(&s->meter, &result->noise);
-	fprintf(stderr, "host noise %.1f %% (a fixed piece of work, %u times, 10th to 90th percentile), load average %.2f\n",
+	fprintf(stderr, "host noise %.1f %% (medians of a fixed piece of work, %u times), load average %.2f\n",
 		result->noise.relative * 100, result->noise.blocks, result->host.load_start);
+	impossible_skip(s);
 	rc = rounds_run(s);
-	bench_meter_run(&s->meter, 50);
+	bench_meter_run(&s->meter, 4 * BENCH_BATCH);
 	bench_meter_read(&s->meter, &result->noise);
 	result->host.load_end = bench_load_average();
 	result->seconds = elapsed(s);

@@ -107,20 +107,31 @@ struct bench_interval bench_ratio(const struct bench_cell *a, const struct bench
 	double base;
 
 	base = bench_median(y, n);
-	if (!m || !n || base <= 0)
-		return result;
 	result.value = bench_median(x, m) / base;
+	if (!m || !n || base <= 0 || result.value <= 0)
+		return (struct bench_interval){0};
+	result.low = result.high = result.value;
 	launches_range(a, &a_low, &a_high);
 	launches_range(b, &b_low, &b_high);
-	result.low = a_low / b_high;
-	result.high = a_high / b_low;
+	if (a_low > 0 && b_low > 0) {
+		result.low = a_low / b_high;
+		result.high = a_high / b_low;
+	}
 	ratios = malloc(RESAMPLES * sizeof(*ratios));
 	if (ratios) {
-		for (unsigned i = 0; i < RESAMPLES; i++)
-			ratios[i] = resampled_median(x, m, &seed) / resampled_median(y, n, &seed);
-		qsort(ratios, RESAMPLES, sizeof(*ratios), compare_doubles);
-		result.low = fmin(result.low, sorted_quantile(ratios, RESAMPLES, 0.025));
-		result.high = fmax(result.high, sorted_quantile(ratios, RESAMPLES, 0.975));
+		unsigned drawn = 0;
+
+		for (unsigned i = 0; i < RESAMPLES; i++) {
+			double over = resampled_median(x, m, &seed), under = resampled_median(y, n, &seed);
+
+			if (over > 0 && under > 0)
+				ratios[drawn++] = over / under;
+		}
+		qsort(ratios, drawn, sizeof(*ratios), compare_doubles);
+		if (drawn) {
+			result.low = fmin(result.low, sorted_quantile(ratios, drawn, 0.025));
+			result.high = fmax(result.high, sorted_quantile(ratios, drawn, 0.975));
+		}
 		free(ratios);
 	}
 	result.low /= 1 + noise;
@@ -138,6 +149,14 @@ struct bench_interval bench_spread(const struct bench_cell *cell)
 	result.low = bench_quantile(values, n, 0);
 	result.high = bench_quantile(values, n, 1);
 	return result;
+}
+
+struct bench_interval bench_quartiles(const struct bench_cell *cell)
+{
+	double values[BENCH_SAMPLE_MAX];
+	unsigned n = values_of(cell, values);
+
+	return (struct bench_interval){bench_median(values, n), bench_quantile(values, n, 0.25), bench_quantile(values, n, 0.75)};
 }
 
 double bench_geomean(const double *values, unsigned count)

@@ -21,7 +21,7 @@ static void put_padded(FILE *file, const char *text, int width)
 
 static void cell_text(const struct bench_work *work, const struct bench_cell *cell, char *text, size_t size)
 {
-	struct bench_interval spread;
+	struct bench_interval quartiles;
 	char value[24];
 
 	switch (cell->state) {
@@ -30,9 +30,12 @@ static void cell_text(const struct bench_work *work, const struct bench_cell *ce
 	case BENCH_EMPTY: snprintf(text, size, "-"); return;
 	default: break;
 	}
-	spread = bench_spread(cell);
-	bench_value_text(spread.value, work->unit, value, sizeof(value));
-	snprintf(text, size, "%s ±%.0f%%", value, (spread.high - spread.low) / 2 / spread.value * 100);
+	quartiles = bench_quartiles(cell);
+	bench_value_text(quartiles.value, work->unit, value, sizeof(value));
+	if (quartiles.value > 0)
+		snprintf(text, size, "%s ±%.0f%%", value, (quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
+	else
+		snprintf(text, size, "about 0");
 }
 
 static void ratio_cell(const struct bench_result *r, unsigned w, unsigned c, int base, char *text, size_t size)
@@ -45,6 +48,8 @@ static void ratio_cell(const struct bench_result *r, unsigned w, unsigned c, int
 	if (base < 0 || (int)c == base || a->state != BENCH_OK || r->cells[w][base].state != BENCH_OK)
 		return;
 	ratio = bench_ratio(a, &r->cells[w][base], r->noise.relative);
+	if (ratio.value <= 0)
+		return;
 	bench_ratio_text(ratio.value, value, sizeof(value));
 	bench_ratio_text(ratio.low, low, sizeof(low));
 	bench_ratio_text(ratio.high, high, sizeof(high));
@@ -107,6 +112,7 @@ static void reasons_print(const struct bench_result *r, enum bench_state state, 
 		for (unsigned w = 0; w < r->work_count; w++) {
 			const struct bench_cell *cell = &r->cells[w][c];
 			bool earlier = false;
+			unsigned n = 0;
 
 			for (unsigned v = 0; v < w; v++)
 				earlier |= r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, cell->why);
@@ -116,9 +122,11 @@ static void reasons_print(const struct bench_result *r, enum bench_state state, 
 				fprintf(file, "\n%s\n", title);
 			said_title = true;
 			fprintf(file, "  %s: ", r->columns[c].id);
-			for (unsigned v = w, n = 0; v < r->work_count; v++)
-				if (r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, cell->why))
-					fprintf(file, "%s%s", n++ ? ", " : "", r->works[v].id);
+			for (unsigned v = w; v < r->work_count; v++)
+				if (r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, cell->why) && n++ < 6)
+					fprintf(file, "%s%s", n > 1 ? ", " : "", r->works[v].id);
+			if (n > 6)
+				fprintf(file, " and %u more", n - 6);
 			fprintf(file, ": %s\n", cell->why);
 		}
 }
@@ -131,7 +139,8 @@ void bench_table_print(const struct bench_result *r, FILE *file)
 	fprintf(file, "Host: %s, %u processors%s, %s, load average %.2f to %.2f. KVM: %s.\n", r->host.cpu, r->host.cpus,
 		r->host.hypervisor ? ", itself a virtual machine" : "", r->host.kernel, r->host.load_start, r->host.load_end,
 		r->host.kvm);
-	fprintf(file, "Guest kernel: %s. Noise of the host: %.1f %% (%u blocks, worst %+.0f %%); every ratio is widened by it.\n",
+	fprintf(file, "Guest kernel: %s. Noise of the host: %.1f %% (%u blocks, worst %+.0f %%); every ratio is widened by it.\n"
+		"Medians, ± half the distance between the quartiles; ratios with their 95 %% interval.\n",
 		r->guest_kernel[0] ? r->guest_kernel : "none", r->noise.relative * 100, r->noise.blocks,
 		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0);
 	for (unsigned group = 0; group < BENCH_GROUPS; group++)

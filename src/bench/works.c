@@ -13,17 +13,19 @@ const char *const bench_part_names[BENCH_PARTS] = {"bare metal", "linux", "debia
 const char *const bench_state_names[BENCH_STATES] = {"empty", "ok", "failed", "skipped"};
 const char *const bench_kind_names[BENCH_COLUMN_KINDS] = {"native", "vmm", "qemu"};
 
-#define NANO(id, text) {id, BENCH_NANO, BENCH_CYCLES, BENCH_PART_NANO, text}
-#define MICRO(id, text) {id, BENCH_MICRO, BENCH_NS, BENCH_PART_LINUX, text}
-#define MACRO(id, part, text) {id, BENCH_MACRO, BENCH_SECONDS, part, text}
+#define NANO(id, text) {id, BENCH_NANO, BENCH_CYCLES, BENCH_PART_NANO, text, false, false}
+#define RING3(id, text) {id, BENCH_NANO, BENCH_CYCLES, BENCH_PART_NANO, text, true, false}
+#define MICRO(id, text) {id, BENCH_MICRO, BENCH_NS, BENCH_PART_LINUX, text, true, false}
+#define HEAVY(id, text) {id, BENCH_MICRO, BENCH_NS, BENCH_PART_LINUX, text, true, true}
+#define MACRO(id, part, text) {id, BENCH_MACRO, BENCH_SECONDS, part, text, true, false}
 
 const struct bench_work bench_works[] = {
-	NANO("callret", "near call and return"),
-	NANO("rdtsc", "RDTSC"),
-	NANO("cpuid", "CPUID"),
-	NANO("walk-4k-warm", "load of a chain over 480 pages of 4 KiB"),
-	NANO("walk-2m-warm", "load of a chain over 24 pages of 2 MiB"),
-	NANO("syscall", "SYSCALL from ring 3 and SYSRET; natively getppid"),
+	RING3("callret", "near call and return"),
+	RING3("rdtsc", "RDTSC"),
+	RING3("cpuid", "CPUID"),
+	RING3("walk-4k-warm", "load of a chain over 480 pages of 4 KiB"),
+	RING3("walk-2m-warm", "load of a chain over 24 pages of 2 MiB"),
+	RING3("syscall", "SYSCALL from ring 3 and SYSRET; natively getppid"),
 	NANO("pgfault", "page fault in ring 3 on a page that is not there, and IRET"),
 	NANO("divzero", "division by zero, and IRET"),
 	NANO("iret", "IRETQ to the same ring"),
@@ -63,6 +65,16 @@ const struct bench_work bench_works[] = {
 	MICRO("pipe-pingpong", "two processes in turn, by two pipes"),
 	MICRO("signal", "signal to oneself and its handler"),
 	MICRO("futex-wake", "wake-up of a thread on another processor, by futex"),
+	MICRO("latency-16k", "dependent load, 16 KiB working set"),
+	HEAVY("latency-64k", "dependent load, 64 KiB working set"),
+	MICRO("latency-256k", "dependent load, 256 KiB working set"),
+	HEAVY("latency-1m", "dependent load, 1 MiB working set"),
+	HEAVY("latency-4m", "dependent load, 4 MiB working set"),
+	HEAVY("latency-16m", "dependent load, 16 MiB working set"),
+	HEAVY("latency-64m", "dependent load, 64 MiB working set"),
+	HEAVY("memcpy-sse", "copy of a large block with SSE"),
+	HEAVY("memcpy-avx2", "copy of a large block with AVX2"),
+	HEAVY("memcpy-rep", "copy of a large block with REP MOVSB"),
 	MACRO("boot", BENCH_PART_LINUX, "start of the process to the first line of init"),
 	MACRO("forkwait", BENCH_PART_LINUX, "forks with wait, one after another"),
 	MACRO("compile", BENCH_PART_ROOT, "compilation of a C program by GCC"),

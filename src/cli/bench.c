@@ -15,10 +15,10 @@ int cli_bench(const struct cli_request *request)
 	case CLI_CMD_BENCH_SHOW: rc = bench_show(request->bench_files[0], request->bench.html, &err); break;
 	default: rc = bench_run(&request->bench, &err); break;
 	}
+	if (fflush(stdout) && !rc)
+		rc = error_set(&err, -EIO, "Standard output cannot be written.");
 	if (rc)
 		fprintf(stderr, "vmm: %s\n", err.message);
-	if (fflush(stdout) && !rc)
-		return CLI_HOST;
 	switch (rc) {
 	case 0: return CLI_OK;
 	case -ECANCELED: return CLI_BENCH_FAILED;
