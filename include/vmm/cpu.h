@@ -60,6 +60,7 @@ struct cpu_state {
 	uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
 	uint64_t pat, tsc_aux, tsc_adjust, misc_enable, spec_ctrl;
 	uint64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
+	uint64_t pv_wall_clock, pv_system_time; /* guest addresses; bit 0 of the second: enabled */
 	uint64_t mtrr_def_type, mtrr_fixed[11], mtrr_var[16];
 
 	/* What is not a register. */
@@ -94,6 +95,7 @@ struct cpu_model {
 	uint32_t features;   /* CPU_MODEL_… */
 	uint32_t reserved;
 	uint64_t tsc_khz;    /* of the host TSC, measured or from CPUID */
+	uint64_t clock_tsc;  /* the host TSC at create: the zero of the paravirtual clock */
 	uint32_t host_vendor[3]; /* EBX, EDX, ECX of leaf 0 */
 	uint32_t host_signature; /* leaf 1 EAX */
 	uint32_t phys_bits;

@@ -142,5 +142,8 @@ enum exception {
 #define MSR_GS_BASE 0xc0000101u
 #define MSR_KERNEL_GS_BASE 0xc0000102u
 #define MSR_TSC_AUX 0xc0000103u
+/* KVM's paravirtual clock */
+#define MSR_PV_WALL_CLOCK 0x4b564d00u
+#define MSR_PV_SYSTEM_TIME 0x4b564d01u
 
 #endif

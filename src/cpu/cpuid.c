@@ -10,6 +10,13 @@
 #define LEAF_EXT_MAX 0x80000021u
 #define LEAF_HYPERVISOR 0x40000000u
 #define LEAF_HYPERVISOR_TIMING 0x40000010u
+#define LEAF_KVM 0x40000100u
+#define LEAF_KVM_FEATURES 0x40000101u
+
+/* What of KVM's interface there is; none of it is a hypercall. */
+#define KVM_NOP_IO_DELAY (1u << 1) /* writes to port 0x80 delay nothing */
+#define KVM_CLOCK (1u << 3)	   /* MSR_PV_WALL_CLOCK, MSR_PV_SYSTEM_TIME */
+#define KVM_CLOCK_STABLE (1u << 24)
 
 #define XSAVE_LEGACY_SIZE 576u
 #define XSAVE_AVX_SIZE 256u
@@ -209,18 +216,39 @@ static void leaf_extended(const struct cpu_model *m, uint32_t leaf, uint32_t out
 	}
 }
 
+/*
+ * Our own signature comes first, so that nobody takes us for KVM. Its paravirtual clock is an interface of its own, found
+ * where a guest looks for further ones: every 0x100.
+ */
+static void leaf_hypervisor(const struct cpu_model *m, uint32_t leaf, uint32_t out[4])
+{
+	switch (leaf) {
+	case LEAF_HYPERVISOR:
+		out[0] = LEAF_HYPERVISOR_TIMING;
+		memcpy(out + 1, "vmmvmmvmmvmm", 12);
+		break;
+	case LEAF_HYPERVISOR_TIMING:
+		out[0] = (uint32_t)m->tsc_khz;
+		out[1] = CPU_LAPIC_HZ / 1000;
+		break;
+	case LEAF_KVM:
+		out[0] = LEAF_KVM_FEATURES;
+		memcpy(out + 1, "KVMKVMKVM\0\0", 12);
+		break;
+	case LEAF_KVM_FEATURES:
+		out[0] = KVM_NOP_IO_DELAY | KVM_CLOCK | KVM_CLOCK_STABLE;
+		break;
+	}
+}
+
 void cpu_cpuid(const struct cpu_model *m, const struct cpu_state *s, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 {
 	memset(out, 0, 4 * sizeof(out[0]));
 	if (leaf >= 0x80000000u) {
 		leaf_extended(m, leaf, out);
-	} else if (leaf == LEAF_HYPERVISOR) {
-		out[0] = LEAF_HYPERVISOR_TIMING;
-		memcpy(out + 1, "vmmvmmvmmvmm", 12);
-	} else if (leaf == LEAF_HYPERVISOR_TIMING) {
-		out[0] = (uint32_t)m->tsc_khz;
-		out[1] = CPU_LAPIC_HZ / 1000;
-	} else if (leaf < LEAF_HYPERVISOR) {
+	} else if (leaf >= LEAF_HYPERVISOR) {
+		leaf_hypervisor(m, leaf, out);
+	} else {
 		/* Intel processors answer a leaf above the maximum with the highest one; zeroes are as good and say less. */
 		leaf_basic(m, s, leaf, subleaf, out);
 	}

@@ -196,6 +196,7 @@ int cpu_model_create(const char *spec, unsigned cpu_count, struct cpu_model *m, 
 	for (uint32_t i = 0; i < 3; i++)
 		__cpuid(0x80000002u + i, m->brand[4 * i], m->brand[4 * i + 1], m->brand[4 * i + 2], m->brand[4 * i + 3]);
 	m->tsc_khz = measure_tsc_khz();
+	m->clock_tsc = __rdtsc();
 	return 0;
 }
 

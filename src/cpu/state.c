@@ -44,6 +44,7 @@ static void reset_common(struct cpu_state *state)
 	state->shadow_sti = state->shadow_mov_ss = 0;
 	state->nmi_blocked = state->nmi_pending = 0;
 	state->pending_dr6 = 0;
+	state->pv_wall_clock = state->pv_system_time = 0;
 }
 
 void cpu_reset(struct cpu_state *state, bool bootstrap)

@@ -279,4 +279,9 @@ bool native_signal(struct engine *e, int sig, void *siginfo, void *ucontext);
 
 uint64_t engine_guest_tsc(struct engine *e);
 
+/* pvclock.c: writes the guest's structure again, if it has one: after a change of the TSC, and when a run begins. */
+void pvclock_update(struct engine *e);
+/* MSR_PV_WALL_CLOCK has been written. */
+void pvclock_write_wall(struct engine *e);
+
 #endif

@@ -94,6 +94,7 @@ void engine_state_changed(struct engine *e)
 	mmu_flush_all(e);
 	engine_invalidate_all(e);
 	engine_update_mode(e);
+	pvclock_update(e);
 	e->attention = true;
 }
 

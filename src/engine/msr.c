@@ -42,6 +42,10 @@ static uint64_t *plain_msr(struct engine *e, uint32_t msr)
 		return &cpu->spec_ctrl;
 	case MSR_PAT:
 		return &cpu->pat;
+	case MSR_PV_WALL_CLOCK:
+		return &cpu->pv_wall_clock;
+	case MSR_PV_SYSTEM_TIME:
+		return &cpu->pv_system_time;
 	case MSR_MTRR_DEF_TYPE:
 		return &cpu->mtrr_def_type;
 	case 0x250:
@@ -155,10 +159,20 @@ static bool msr_write(struct engine *e, uint32_t msr, uint64_t value)
 		value -= engine_guest_tsc(e);
 		cpu->tsc_offset += value;
 		cpu->tsc_adjust += value;
+		pvclock_update(e);
 		return true;
 	case MSR_TSC_ADJUST:
 		cpu->tsc_offset += value - cpu->tsc_adjust;
 		cpu->tsc_adjust = value;
+		pvclock_update(e);
+		return true;
+	case MSR_PV_WALL_CLOCK:
+		cpu->pv_wall_clock = value;
+		pvclock_write_wall(e);
+		return true;
+	case MSR_PV_SYSTEM_TIME:
+		cpu->pv_system_time = value;
+		pvclock_update(e);
 		return true;
 	case MSR_APIC_BASE:
 		e->attention = true;

@@ -130,6 +130,13 @@ START_TEST(tsc_leaves)
 	ck_assert_uint_eq(r[0], model.tsc_khz);
 	leaf(0x80000007, 0, r);
 	ck_assert(r[3] >> 8 & 1);
+	leaf(0x40000000, 0, r);
+	ck_assert(!memcmp(r + 1, "vmmvmmvmmvmm", 12));
+	leaf(0x40000100, 0, r);
+	ck_assert(r[0] == 0x40000101 && !memcmp(r + 1, "KVMKVMKVM\0\0\0", 12));
+	leaf(0x40000101, 0, r);
+	ck_assert_uint_eq(r[0], 1u << 1 | 1u << 3 | 1u << 24);
+	ck_assert(!(r[1] | r[2] | r[3]));
 }
 END_TEST
 

@@ -1,5 +1,6 @@
 /* Delivery and return: frames, stacks, privilege, double and triple faults, single steps, shadows, exact counts. */
 #include <check.h>
+#include <time.h>
 
 #include "engine_fixture.h"
 
@@ -237,6 +238,78 @@ START_TEST(ports_of_user_need_a_bitmap)
 }
 END_TEST
 
+static void write_msr(uint32_t msr, uint64_t value)
+{
+	static const uint8_t wrmsr[] = { 0x0f, 0x30 };
+
+	f.cpu->gpr[GPR_RCX] = msr;
+	f.cpu->gpr[GPR_RAX] = (uint32_t)value;
+	f.cpu->gpr[GPR_RDX] = value >> 32;
+	fixture_run(&f, wrmsr, sizeof(wrmsr), 10);
+}
+
+struct pv_time {
+	uint32_t version, padding;
+	uint64_t tsc, ns;
+	uint32_t multiplier;
+	int8_t shift;
+	uint8_t flags;
+};
+
+/* As Linux' pvclock_read_cycles(). */
+static uint64_t pv_read(const struct pv_time *t, uint64_t tsc)
+{
+	uint64_t ticks = tsc - t->tsc;
+
+	ticks = t->shift < 0 ? ticks >> -t->shift : ticks << t->shift;
+	return t->ns + (uint64_t)((unsigned __int128)ticks * t->multiplier >> 32);
+}
+
+static uint64_t clock_of(clockid_t id)
+{
+	struct timespec ts;
+
+	clock_gettime(id, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+START_TEST(paravirtual_clock)
+{
+	struct pv_time *t = (struct pv_time *)(f.ram + FIXTURE_DATA);
+	uint32_t *wall = (uint32_t *)(f.ram + FIXTURE_DATA + 64);
+	uint64_t a, b, since, tsc;
+	uint32_t version;
+
+	write_msr(MSR_PV_SYSTEM_TIME, FIXTURE_DATA | 1);
+	ck_assert(t->version && !(t->version & 1) && t->flags == 1);
+	a = pv_read(t, __builtin_ia32_rdtsc());
+	since = clock_of(CLOCK_MONOTONIC);
+	usleep(100000);
+	b = pv_read(t, __builtin_ia32_rdtsc());
+	since = clock_of(CLOCK_MONOTONIC) - since;
+	ck_assert_uint_le(b - a > since ? b - a - since : since - (b - a), 1000000);
+	ck_assert_uint_lt(b, 60 * 1000000000ull);
+	/* The guest moves its TSC; the clock goes on. */
+	tsc = t->tsc;
+	write_msr(MSR_TSC_ADJUST, 1ull << 40);
+	ck_assert_uint_eq(t->tsc - tsc, 1ull << 40);
+	/* The time of day of its zero. */
+	write_msr(MSR_PV_WALL_CLOCK, FIXTURE_DATA + 64);
+	a = wall[1] * 1000000000ull + wall[2] + pv_read(t, __builtin_ia32_rdtsc() + (1ull << 40));
+	b = clock_of(CLOCK_REALTIME);
+	ck_assert_uint_le(a > b ? a - b : b - a, 100000000);
+	/* Off; and addresses that do not fit. */
+	write_msr(MSR_PV_SYSTEM_TIME, FIXTURE_DATA);
+	version = t->version;
+	write_msr(MSR_TSC_ADJUST, 0);
+	ck_assert_uint_eq(t->version, version);
+	write_msr(MSR_PV_SYSTEM_TIME, 0xfffffffff001);
+	write_msr(MSR_PV_SYSTEM_TIME, 0x30ff1);
+	ck_assert_uint_eq(fixture_get64(&f, 0x30ff0), 0);
+	ck_assert_uint_eq(f.accesses, 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("engine_exec");
@@ -263,6 +336,7 @@ int main(void)
 	tcase_add_test(c, code_breakpoint_faults_before);
 	tcase_add_test(c, nmi_waits_for_sti_shadow_of_mov_ss);
 	tcase_add_test(c, count_is_exact);
+	tcase_add_test(c, paravirtual_clock);
 	tcase_add_test(c, ports_of_user_need_a_bitmap);
 	suite_add_tcase(s, c);
 	r = srunner_create(s);
