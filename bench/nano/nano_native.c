@@ -38,7 +38,7 @@ static bool is_huge(const void *address, unsigned long kilobytes)
 
 void *nano_walk_area(bool large, unsigned pages, const char **why)
 {
-	size_t size = (pages + 1ul) * (large ? HUGE_SIZE : 4096ul);
+	size_t page = large ? HUGE_SIZE : 4096, size = (pages * WALK_STEP(page) + page - 1) / page * page;
 	char *area = mmap(NULL, size + HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (area == MAP_FAILED) {
