@@ -269,7 +269,7 @@ int bench_load(struct bench_result *result, const char *path, struct error *err)
 /* report.c: what tables and pages have in common. */
 /* The column that a group's ratios are against: native if it measured half of the group, else TCG; -1 if neither. */
 int bench_baseline(const struct bench_result *result, enum bench_group group);
-/* The sentence that a group's figures support; empty if they support none. */
+/* The sentences that a group's figures support, one a line; empty if they support none. */
 void bench_sentence(const struct bench_result *result, enum bench_group group, char *text, size_t size);
 /* 1234567 cycles as "1.23 M", 0.00012 s as "120 µs", … */
 void bench_value_text(double value, enum bench_unit unit, char *text, size_t size);

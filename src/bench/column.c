@@ -17,18 +17,18 @@ static const struct candidate {
 	bool needs_kvm;
 	const char *options[3];
 } candidates[] = {
-	{"native", "native", BENCH_NATIVE, false, {NULL}},
-	{"interp", "vmm, interpreter", BENCH_VMM, false, {"--backend=soft", "--engine=interp"}},
-	{"translate", "vmm, translator", BENCH_VMM, false, {"--backend=soft", "--engine=translate"}},
-	{"translate-trace", "vmm, translator (trace)", BENCH_VMM, false,
+	{"native", "Native", BENCH_NATIVE, false, {NULL}},
+	{"interp", "vmm (interpreter)", BENCH_VMM, false, {"--backend=soft", "--engine=interp"}},
+	{"translate", "vmm (translator)", BENCH_VMM, false, {"--backend=soft", "--engine=translate"}},
+	{"translate-trace", "vmm (translator, trace)", BENCH_VMM, false,
 		{"--backend=soft", "--engine=translate", "--shadow=trace"}},
-	{"translate-unsync", "vmm, translator (unsync)", BENCH_VMM, false,
+	{"translate-unsync", "vmm (translator, unsync)", BENCH_VMM, false,
 		{"--backend=soft", "--engine=translate", "--shadow=unsync"}},
-	{"translate-vtlb", "vmm, translator (vtlb)", BENCH_VMM, false,
+	{"translate-vtlb", "vmm (translator, vtlb)", BENCH_VMM, false,
 		{"--backend=soft", "--engine=translate", "--shadow=vtlb"}},
-	{"kvm", "vmm, KVM", BENCH_VMM, true, {"--backend=kvm"}},
-	{"tcg", "QEMU, TCG", BENCH_QEMU, false, {"tcg", "max"}},
-	{"qemu-kvm", "QEMU, KVM", BENCH_QEMU, true, {"kvm", "host"}},
+	{"kvm", "vmm (KVM)", BENCH_VMM, true, {"--backend=kvm"}},
+	{"tcg", "QEMU (TCG)", BENCH_QEMU, false, {"tcg", "max"}},
+	{"qemu-kvm", "QEMU (KVM)", BENCH_QEMU, true, {"kvm", "host"}},
 };
 
 static void kvm_describe(struct bench_host *host, const char *self)
@@ -149,7 +149,7 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 		for (unsigned o = 0; o < 3 && c->options[o]; o++)
 			snprintf(column->options[o], sizeof(column->options[o]), "%s", c->options[o]);
 		if (c->needs_kvm && kvm)
-			snprintf(column->label, sizeof(column->label), "%s, %.*s", c->label,
+			snprintf(column->label, sizeof(column->label), "%.*s, %.*s)", (int)strcspn(c->label, ")"), c->label,
 				(int)strcspn(result->host.memory_virt, " ("), result->host.memory_virt);
 		else
 			snprintf(column->label, sizeof(column->label), "%s", c->label);

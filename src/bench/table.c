@@ -62,7 +62,7 @@ static void ratio_cell(const struct bench_result *r, unsigned w, unsigned c, int
 static void group_print(const struct bench_result *r, enum bench_group group, FILE *file)
 {
 	int base = bench_baseline(r, group);
-	char text[1200];
+	char text[2400];
 	bool any = false;
 
 	for (unsigned c = 0; c < r->column_count; c++)
