@@ -101,6 +101,8 @@ struct engine {
 	struct native_state *native;
 	struct shadow *shadow;	       /* NULL: no translator */
 	struct shadow_deltas *deltas;
+	bool through_shadow;	       /* VCPU_ENGINE_SLOTS */
+	uint64_t shadow_unmapped;
 
 	/* Engine thread only. */
 	struct tlb_entry *tlb;	   /* the array in use: tlb_data[enum tlb_array] */

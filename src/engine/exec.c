@@ -513,13 +513,14 @@ static void create_shadow(struct engine *e)
 {
 	void *deltas;
 
-	if (e->block->engine != VCPU_ENGINE_TRANSLATE || e->env.ram_fd < 0)
+	if (e->block->engine == VCPU_ENGINE_INTERP || e->env.ram_fd < 0)
 		return;
 	deltas = mmap(NULL, sizeof(*e->deltas), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	if (deltas == MAP_FAILED)
 		return;
 	e->deltas = deltas;
-	shadow_create(e, e->env.ram_fd, SHADOW_UNSYNC, e->deltas);
+	if (!shadow_create(e, e->env.ram_fd, SHADOW_UNSYNC, e->deltas))
+		e->through_shadow = e->block->engine == VCPU_ENGINE_SLOTS;
 }
 
 int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *ram, const struct engine_env *env,

@@ -257,6 +257,47 @@ static void fill(struct engine *e, uint64_t gva, enum tlb_array array, const str
 		e->large_code |= large_code_bit(gva);
 }
 
+static void drop(struct engine *e, unsigned array, unsigned index)
+{
+	struct tlb_entry *t = &e->tlb_data[array][index];
+
+	t->read = t->write = t->exec = TLB_NO_TAG;
+}
+
+/*
+ * For debugging the shadow: an entry's loads and stores go where translated code's would. Fetches do not, and have no tag
+ * beside them. Whatever the shadow unmaps may be more than was flushed here, so all entries go with it.
+ */
+static void forget_if_unmapped(struct engine *e)
+{
+	uint64_t unmapped = e->stats->shadow_munmaps + e->stats->shadow_evictions;
+
+	if (engine_likely(!e->through_shadow) || e->shadow_unmapped == unmapped)
+		return;
+	e->shadow_unmapped = unmapped;
+	for (unsigned array = 0; array < TLB_ARRAYS; array++)
+		for (unsigned n = 0; n < TLB_SIZE; n++)
+			drop(e, array, n);
+}
+
+static uint8_t *redirect(struct engine *e, uint64_t gva, unsigned access, enum tlb_array array, uint8_t *hva)
+{
+	struct tlb_entry *t = &e->tlb_data[array][(gva >> 12) & (TLB_SIZE - 1)];
+	bool user = array == TLB_USER, is_write = t->write != TLB_NO_TAG;
+	uint64_t delta;
+
+	/* A write beside code on its page goes around. */
+	if (user != (e->cpl == 3) || ((access & ACCESS_WRITE) && !is_write) || !shadow_fill(e, gva, is_write))
+		return hva;
+	forget_if_unmapped(e);
+	delta = e->deltas->delta[user ? SHADOW_USER : SHADOW_SUPERVISOR][(gva >> 39) & 511];
+	t->read = gva & ~0xfffull;
+	t->write = is_write ? t->read : TLB_NO_TAG;
+	t->exec = TLB_NO_TAG;
+	t->delta = delta;
+	return (uint8_t *)(uintptr_t)(gva + delta);
+}
+
 uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned access, enum tlb_array array,
 	uint64_t *gpa)
 {
@@ -285,6 +326,8 @@ uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned acc
 			engine_invalidate_range(e, offset, size);
 	}
 	fill(e, gva, array, &w, offset, readonly);
+	if (engine_unlikely(e->through_shadow) && !(access & ACCESS_EXEC))
+		return redirect(e, gva, access, array, e->ram + offset);
 	return e->ram + offset;
 }
 
@@ -307,13 +350,6 @@ uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva)
 	return gpa;
 }
 
-static void drop(struct engine *e, unsigned array, unsigned index)
-{
-	struct tlb_entry *t = &e->tlb_data[array][index];
-
-	t->read = t->write = t->exec = TLB_NO_TAG;
-}
-
 void mmu_flush_all(struct engine *e)
 {
 	e->stats->tlb_flushes_all++;
@@ -326,6 +362,7 @@ void mmu_flush_all(struct engine *e)
 	}
 	engine_forget_translations(e);
 	shadow_flush_all(e);
+	forget_if_unmapped(e);
 }
 
 void mmu_flush_nonglobal(struct engine *e)
@@ -343,6 +380,7 @@ void mmu_flush_nonglobal(struct engine *e)
 	}
 	engine_forget_translations(e);
 	shadow_flush_nonglobal(e);
+	forget_if_unmapped(e);
 }
 
 void mmu_flush_page(struct engine *e, uint64_t gva)
@@ -369,6 +407,7 @@ void mmu_flush_page(struct engine *e, uint64_t gva)
 	else
 		engine_forget_page(e, gva);
 	shadow_flush_page(e, gva);
+	forget_if_unmapped(e);
 }
 
 void mmu_protect_code(struct engine *e, uint64_t page)
@@ -380,10 +419,11 @@ void mmu_protect_code(struct engine *e, uint64_t page)
 			for (uint64_t bits = e->tlb_used[array][n]; bits; bits &= bits - 1) {
 				struct tlb_entry *t = &e->tlb_data[array][n * 64 + (unsigned)__builtin_ctzll(bits)];
 
-				if (t->write != TLB_NO_TAG && t->write + t->delta == hva)
+				if (t->write != TLB_NO_TAG && (e->through_shadow || t->write + t->delta == hva))
 					t->write = TLB_NO_TAG;
 			}
 		}
 	}
 	shadow_protect_code(e, page);
+	forget_if_unmapped(e);
 }

@@ -138,7 +138,8 @@ static int vcpus_create(struct machine *m, struct error *err)
 		void *self;
 
 		model.apic_id = i;
-		rc = soft_vcpu_create(m->soft, i, &model, VCPU_ENGINE_INTERP, 0, &self, err);
+		rc = soft_vcpu_create(m->soft, i, &model,
+			m->config->engine == MACHINE_ENGINE_SLOTS ? VCPU_ENGINE_SLOTS : VCPU_ENGINE_INTERP, 0, &self, err);
 		if (rc)
 			break;
 		rc = vcpu_create(i, &soft_vcpu_ops, self, &host, &m->vcpus[i], err);
