@@ -56,6 +56,7 @@
 	X(shadow_syncs, "shadow: flushes that compared guest tables") \
 	X(shadow_tables, "shadow: guest table pages compared") \
 	X(shadow_attach_hits, "shadow: slots found again at a CR3 write") \
+	X(shadow_attach_kept, "shadow: of those: not compared, as their PCID's translations were kept") \
 	X(shadow_attach_misses, "shadow: slots begun empty") \
 	X(answered_reads, "reads of device registers answered without an exit") \
 	X(posted_writes, "writes posted without an exit") \

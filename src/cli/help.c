@@ -21,7 +21,7 @@ static const char run[] =
 	"It may be left out when --kernel, --firmware or --disk says what to run.\n"
 	"\n"
 	"  --backend=auto|soft|kvm    who executes the guest (auto; this version has soft)\n"
-	"  --engine=auto|interp|translate\n"
+	"  --engine=auto|interp|slots|translate\n"
 	"                             how the software backend executes (auto; this version has interp)\n"
 	"  --cpus N                   virtual processors (1)\n"
 	"  --cpu common[,+smap]       the processor that the guest sees\n"

@@ -229,6 +229,8 @@ uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva);
 void mmu_flush_all(struct engine *e);	     /* global pages too */
 void mmu_flush_nonglobal(struct engine *e);  /* of the current PCID */
 void mmu_flush_page(struct engine *e, uint64_t gva);
+/* CR3 was written; keep: what is known of its PCID may stay. */
+void mmu_set_root(struct engine *e, bool keep);
 /* A page gets decoded code: writes to it must take the slow path from now on. */
 void mmu_protect_code(struct engine *e, uint64_t page);
 /* memfd offset of a gpa that is RAM or ROM, ~0 otherwise. */

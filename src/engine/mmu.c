@@ -365,7 +365,7 @@ void mmu_flush_all(struct engine *e)
 	forget_if_unmapped(e);
 }
 
-void mmu_flush_nonglobal(struct engine *e)
+static void flush_tlb_nonglobal(struct engine *e)
 {
 	e->stats->tlb_flushes_nonglobal++;
 	for (unsigned array = 0; array < TLB_ARRAYS; array++) {
@@ -379,7 +379,19 @@ void mmu_flush_nonglobal(struct engine *e)
 		}
 	}
 	engine_forget_translations(e);
+}
+
+void mmu_flush_nonglobal(struct engine *e)
+{
+	flush_tlb_nonglobal(e);
 	shadow_flush_nonglobal(e);
+	forget_if_unmapped(e);
+}
+
+void mmu_set_root(struct engine *e, bool keep)
+{
+	flush_tlb_nonglobal(e);
+	shadow_set_root(e, keep);
 	forget_if_unmapped(e);
 }
 

@@ -56,7 +56,7 @@ int shadow_create(struct engine *e, int ram_fd, enum shadow_policy policy, struc
 		for (unsigned view = 0; view < SHADOW_VIEWS; view++)
 			deltas->delta[view][g] = region_base(POISON_REGION) - slot_gva(g);
 	e->shadow = s;
-	root_update(e, true);
+	root_update(e, ROOT_FLUSH_GLOBALS);
 	return 0;
 }
 
@@ -83,22 +83,28 @@ uint64_t shadow_gva(const struct engine *e, uint64_t hva)
 	return hva - region_base((unsigned)slot) + slot_gva(s->slots[slot].g);
 }
 
-void shadow_set_root(struct engine *e)
+void shadow_set_root(struct engine *e, bool keep)
 {
 	if (e->shadow)
-		root_update(e, false);
+		root_update(e, keep ? ROOT_KEEP : ROOT_LOAD);
+}
+
+void shadow_flush_pcid(struct engine *e)
+{
+	if (e->shadow)
+		slots_stale(e->shadow);
 }
 
 void shadow_flush_nonglobal(struct engine *e)
 {
 	if (e->shadow)
-		root_update(e, false);
+		root_update(e, ROOT_FLUSH);
 }
 
 void shadow_flush_all(struct engine *e)
 {
 	if (e->shadow)
-		root_update(e, true);
+		root_update(e, ROOT_FLUSH_GLOBALS);
 }
 
 void shadow_flush_page(struct engine *e, uint64_t gva)
@@ -110,7 +116,7 @@ void shadow_flush_page(struct engine *e, uint64_t gva)
 		return;
 	slot = s->attached[g] - 1u;
 	if (slot_key(entry_load(e, s->root + g * 8)) != s->slots[slot].key)
-		root_update(e, false);
+		root_update(e, ROOT_FLUSH);
 	else
 		slot_flush_page(e, slot, gva & (SLOT_SIZE - 1));
 }

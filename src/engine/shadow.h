@@ -50,9 +50,11 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write);
 /* The guest address behind a host address in a region or its guards, as the slot's present owner sees it; ~0: not in a region. */
 uint64_t shadow_gva(const struct engine *e, uint64_t hva);
 
-/* CR3 was written or another register on which translation depends (CR0.PG/WP, CR4, EFER.NXE/LMA) has changed. */
-void shadow_set_root(struct engine *e);
-/* The twins of mmu_flush_*(), called by them. */
+/* CR3 was written; keep: with bit 63 set, so that what the TLB has of its PCID stays valid. */
+void shadow_set_root(struct engine *e, bool keep);
+/* INVPCID of another PCID than the current one. */
+void shadow_flush_pcid(struct engine *e);
+/* The twins of mmu_flush_*(), called by them. Changes of CR0.PG, CR4, EFER.NXE and LMA are flushes of everything. */
 void shadow_flush_page(struct engine *e, uint64_t gva);
 void shadow_flush_nonglobal(struct engine *e);
 void shadow_flush_all(struct engine *e);

@@ -189,11 +189,14 @@ static bool joins(struct engine *e, const struct fill *f, unsigned id, unsigned 
 	return offset == f->offset + (uint64_t)distance * 4096 && writable == is_writable(e, f, entry, offset, readonly);
 }
 
-static void mark_nonglobal(struct engine *e, const struct fill *f, const unsigned *path, bool nonglobal)
+/* all, any: of the entries that were mapped, and'ed and or'ed. */
+static void note_globals(struct engine *e, const struct fill *f, const unsigned *path, uint64_t all, uint64_t any)
 {
 	struct shadow *s = e->shadow;
 
-	if (!nonglobal)
+	if (any & PTE_G)
+		s->slots[s->tables[path[3]].slot].global = true;
+	if (all & PTE_G)
 		return;
 	for (unsigned level = 3; level >= f->level; level--)
 		s->tables[path[level]].nonglobal = true;
@@ -206,7 +209,8 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 	unsigned id = path[1], i = table_index(f->gva, 1), first = i, last = i;
 	struct shadow_table *t = &s->tables[id];
 	uint64_t region = region_base(t->slot) + t->base;
-	bool writable = is_writable(e, f, f->entry[1], f->offset, f->readonly), nonglobal = false;
+	bool writable = is_writable(e, f, f->entry[1], f->offset, f->readonly);
+	uint64_t all = ~0ull, any = 0;
 
 	if (bit_test(t->used, i)) {
 		if (leaf_frame(s->snapshot[id][i], 1) == leaf_frame(f->entry[1], 1) && (!f->is_write || bit_test(t->writable, i)))
@@ -232,9 +236,10 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 		leaf_set(e, id, n, entry, writable);
 		if (writable)
 			note_owner(s, page, id, n);
-		nonglobal |= !(entry & PTE_G);
+		all &= entry;
+		any |= entry;
 	}
-	mark_nonglobal(e, f, path, nonglobal);
+	note_globals(e, f, path, all, any);
 	return true;
 }
 
@@ -245,13 +250,16 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 	struct shadow_table *t = &s->tables[id];
 	uint64_t span = level_span(f->level), gpa = leaf_frame(f->entry[f->level], f->level), start;
 	uint64_t region = region_base(t->slot) + t->base;
-	bool nonglobal = false, writable = f->writable && f->dirty;
+	uint64_t all = ~0ull, any = 0;
+	bool writable = f->writable && f->dirty;
 
 	if (bit_test(t->used, i) && leaf_frame(s->snapshot[id][i], f->level) == gpa) {
 		if (!f->is_write)
 			return true;
 		if (bit_test(t->writable, i)) {
 			/* It held code when it was mapped, or got some later, and has none now. */
+			if (!s->child[id][i])
+				return true;
 			if (!make_writable(e, region_base(t->slot) + (f->gva & (SLOT_SIZE - 1) & ~0xfffull), 4096))
 				return false;
 			if (s->child[id][i] >= 2)
@@ -283,9 +291,10 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 		}
 		if (writable)
 			leaf_add_splits(s, id, n, 2 * (int)count_code(e, start + (n - first) * span, span));
-		nonglobal |= !(entry & PTE_G);
+		all &= entry;
+		any |= entry;
 	}
-	mark_nonglobal(e, f, path, nonglobal);
+	note_globals(e, f, path, all, any);
 	if (map_large(e, region + first * span, start, (last - first + 1) * span, writable))
 		return true;
 	slot_clear(e, t->slot);

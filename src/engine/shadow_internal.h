@@ -72,8 +72,14 @@ struct shadow_slot {
 	uint16_t misses; /* faults on pages of the other type since the last fill */
 	uint8_t type;
 	bool attached;
-	bool nonglobal;
+	bool nonglobal, global; /* it has such leaves */
+	/* Detached: since then nothing has been flushed that the TLB entries of this PCID would not have survived. */
+	bool fresh;
+	uint16_t pcid;
 };
+
+/* What root_update() follows: CR3 written with its bit 63 set, or without; a flush that kept globals; one of everything. */
+enum root_reason { ROOT_KEEP, ROOT_LOAD, ROOT_FLUSH, ROOT_FLUSH_GLOBALS };
 
 struct large_node {
 	uint64_t key; /* gpa | level */
@@ -93,6 +99,7 @@ struct shadow {
 	/* Engine thread. */
 	bool served; /* 4-level paging with a root in RAM */
 	bool smap, nxe;
+	uint16_t pcid;
 	uint64_t root;	/* memfd offset of the PML4 */
 	uint64_t clock;
 	uint32_t vmas;
@@ -166,8 +173,10 @@ void slot_clear(struct engine *e, unsigned slot);
 /* Gives up the least recently used slot that is not pinned. False: there is none. */
 bool slot_evict_one(struct engine *e);
 void slot_evict(struct engine *e, unsigned slot);
-/* Follows CR3, CR4 and EFER; then compares what stays attached. globals: global leaves too. */
-void root_update(struct engine *e, bool globals);
+/* Follows CR3, CR4 and EFER; compares with the guest's tables what may not be used any longer without. */
+void root_update(struct engine *e, enum root_reason reason);
+/* No detached slot may be attached again without being compared. */
+void slots_stale(struct shadow *s);
 
 /* --- shadow_sync.c --- */
 /* A record for the guest table at `offset`; 0: none left. */

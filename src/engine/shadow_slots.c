@@ -29,9 +29,13 @@ static void delta_update(struct shadow *s, unsigned g)
 	s->deltas->delta[SHADOW_USER][g] = region_base(user) - slot_gva(g);
 }
 
-static void slot_detach(struct shadow *s, unsigned g)
+static void slot_detach(struct shadow *s, unsigned g, bool fresh)
 {
-	s->slots[s->attached[g] - 1].attached = false;
+	struct shadow_slot *p = &s->slots[s->attached[g] - 1];
+
+	p->attached = false;
+	p->fresh = fresh;
+	p->pcid = s->pcid;
 	s->attached[g] = 0;
 	delta_update(s, g);
 }
@@ -59,7 +63,7 @@ static void drop_records(struct shadow *s, unsigned slot)
 	if (s->slots[slot].root)
 		table_drop(s, s->slots[slot].root);
 	s->slots[slot].root = 0;
-	s->slots[slot].nonglobal = false;
+	s->slots[slot].nonglobal = s->slots[slot].global = false;
 }
 
 void slot_clear(struct engine *e, unsigned slot)
@@ -80,7 +84,7 @@ void slot_evict(struct engine *e, unsigned slot)
 	struct shadow_slot *p = &s->slots[slot];
 
 	if (p->attached)
-		slot_detach(s, p->g);
+		slot_detach(s, p->g, false);
 	drop_records(s, slot);
 	p->key = 0;
 	/* A hole would be an invitation to whatever the process maps next. Replaces all in one go; cannot fail for want of memory: it only frees. */
@@ -162,7 +166,7 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	p->vmas = 0;
 	p->misses = 0;
 	p->type = SLOT_EMPTY;
-	p->attached = p->nonglobal = false;
+	p->attached = p->nonglobal = p->global = p->fresh = false;
 	shadow_unmap(e, region_base((unsigned)slot), SLOT_SIZE);
 	e->stats->shadow_attach_misses++;
 	return slot;
@@ -176,15 +180,20 @@ static int slot_find(const struct shadow *s, unsigned g, uint64_t key)
 	return -1;
 }
 
-/* False: there is none for it. */
-static bool attach_known(struct engine *e, unsigned g, uint64_t key)
+/* keep: as a CR3 write with bit 63 set leaves the TLB entries of its PCID alone. False: there is no slot for it. */
+static bool attach_known(struct engine *e, unsigned g, uint64_t key, bool keep)
 {
 	int slot = slot_find(e->shadow, g, key);
+	struct shadow_slot *p;
 
 	if (slot < 0)
 		return false;
-	/* Its flushes were missed: the page of a dead process's table may be anything now. */
-	slot_sync(e, (unsigned)slot, true);
+	p = &e->shadow->slots[slot];
+	/* It has missed flushes: the page of a dead process's table may be anything now. INVLPG reaches globals of all PCIDs. */
+	if (!keep || !p->fresh || p->global || p->pcid != e->shadow->pcid)
+		slot_sync(e, (unsigned)slot, true);
+	else
+		e->stats->shadow_attach_kept++;
 	slot_attach(e->shadow, g, (unsigned)slot);
 	e->stats->shadow_attach_hits++;
 	return true;
@@ -202,11 +211,11 @@ int slot_open(struct engine *e, unsigned g, uint64_t entry)
 			s->slots[slot].stamp = ++s->clock;
 			return slot;
 		}
-		slot_detach(s, g);
+		slot_detach(s, g, false);
 	}
 	if (!key)
 		return -1;
-	if (attach_known(e, g, key))
+	if (attach_known(e, g, key, false))
 		return s->attached[g] - 1;
 	table = ram_offset(e, key & PTE_FRAME, NULL);
 	if (table == ~0ull)
@@ -223,7 +232,13 @@ static void detach_all(struct shadow *s)
 {
 	for (unsigned g = 0; g < 512; g++)
 		if (s->attached[g])
-			slot_detach(s, g);
+			slot_detach(s, g, false);
+}
+
+void slots_stale(struct shadow *s)
+{
+	for (unsigned n = 0; n < REGIONS; n++)
+		s->slots[n].fresh = false;
 }
 
 static void follow_registers(struct engine *e)
@@ -250,9 +265,25 @@ static void follow_registers(struct engine *e)
 	}
 }
 
-void root_update(struct engine *e, bool globals)
+static void load_pcid(struct engine *e, enum root_reason reason)
 {
 	struct shadow *s = e->shadow;
+
+	s->pcid = e->cpu->cr4 & CR4_PCIDE ? (uint16_t)(e->cpu->cr3 & CR3_PCID) : 0;
+	if (reason >= ROOT_FLUSH) {
+		slots_stale(s);
+	} else if (reason == ROOT_LOAD) {
+		for (unsigned n = 0; n < REGIONS; n++)
+			if (s->slots[n].pcid == s->pcid)
+				s->slots[n].fresh = false;
+	}
+}
+
+void root_update(struct engine *e, enum root_reason reason)
+{
+	struct shadow *s = e->shadow;
+	bool globals = reason == ROOT_FLUSH_GLOBALS || !(e->cpu->cr4 & CR4_PGE), same_pcid, keep = reason == ROOT_KEEP;
+	uint16_t old_pcid = s->pcid, pcid;
 
 	follow_registers(e);
 	e->stats->shadow_syncs++;
@@ -260,8 +291,9 @@ void root_update(struct engine *e, bool globals)
 		detach_all(s);
 		return;
 	}
-	if (!(e->cpu->cr4 & CR4_PGE))
-		globals = true;
+	load_pcid(e, reason);
+	pcid = s->pcid;
+	same_pcid = pcid == old_pcid;
 	for (unsigned g = 0; g < 512; g++) {
 		uint64_t entry = entry_load(e, s->root + g * 8), key;
 		unsigned slot = s->attached[g];
@@ -270,13 +302,16 @@ void root_update(struct engine *e, bool globals)
 			continue;
 		key = slot_key(entry);
 		if (slot && s->slots[slot - 1].key == key) {
-			if (globals || s->slots[slot - 1].nonglobal)
+			if ((globals || s->slots[slot - 1].nonglobal) && !(keep && same_pcid))
 				slot_sync(e, slot - 1, globals);
 			continue;
 		}
-		if (slot)
-			slot_detach(s, g);
+		if (slot) {
+			s->pcid = old_pcid;
+			slot_detach(s, g, reason <= ROOT_LOAD && (keep || !same_pcid));
+			s->pcid = pcid;
+		}
 		if (key)
-			attach_known(e, g, key);
+			attach_known(e, g, key, keep);
 	}
 }

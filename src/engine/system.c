@@ -3,6 +3,7 @@
  * I/O, cache and TLB maintenance; and the table that finds all of them.
  */
 #include "engine/decode.h"
+#include "engine/shadow.h"
 #include "engine/system.h"
 
 /* --- control registers --- */
@@ -62,17 +63,20 @@ void system_set_cr0(struct engine *e, uint64_t value)
 void system_set_cr3(struct engine *e, uint64_t value)
 {
 	struct cpu_state *cpu = e->cpu;
+	bool keep = false;
 
 	if (is_long_mode(e)) {
-		if (cpu->cr4 & CR4_PCIDE)
+		if (cpu->cr4 & CR4_PCIDE) {
+			keep = (value & CR3_NOFLUSH) != 0;
 			value &= ~CR3_NOFLUSH;
+		}
 		if (value & ~address_mask(e))
 			engine_raise_error(e, EXC_GP, 0);
 	} else if ((cpu->cr0 & CR0_PG) && (cpu->cr4 & CR4_PAE) && !are_pdptes_valid(e, value)) {
 		engine_raise_error(e, EXC_GP, 0);
 	}
 	cpu->cr3 = value;
-	mmu_flush_nonglobal(e);
+	mmu_set_root(e, keep);
 	e->leave_block = true;
 }
 
@@ -201,13 +205,15 @@ static void op_invpcid(struct engine *e, const struct insn *i)
 	linear_read_bytes(e, insn_linear(e, i, 16, ACCESS_READ), d, 16, ACCESS_READ);
 	if (type > 3 || (d[0] >> 12) || (type < 2 && d[0] && !(e->cpu->cr4 & CR4_PCIDE)) || (type == 0 && !is_canonical(d[1])))
 		engine_raise_error(e, EXC_GP, 0);
-	/* Only the current PCID's translations exist: for another one there is nothing to drop. */
+	/* The TLB has the current PCID's translations only: for another one there is nothing to drop. */
 	if (type == 2)
 		mmu_flush_all(e);
 	else if (type == 3)
 		mmu_flush_nonglobal(e);
 	else if (d[0] == (e->cpu->cr3 & (e->cpu->cr4 & CR4_PCIDE ? CR3_PCID : 0)))
 		type == 0 ? mmu_flush_page(e, d[1]) : mmu_flush_nonglobal(e);
+	else
+		shadow_flush_pcid(e);
 	e->leave_block = true;
 }
 

@@ -272,6 +272,57 @@ START_TEST(test_roots)
 }
 END_TEST
 
+START_TEST(test_pcids)
+{
+	uint64_t other = 0x180000;
+	const struct engine_stats *stats = f.engine->stats;
+
+	for (unsigned n = 0; n < 4; n++)
+		fixture_put64(&f, other + n * 0x1000, (other + (n + 1) * 0x1000) | 0x27);
+	system_set_cr4(f.engine, CR4_PAE | CR4_PGE | CR4_PCIDE);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 1);
+	ck_assert(fill(SHADOW_USER, 0x30000, true));
+	/* Kept: what changes meanwhile need not be seen … */
+	system_set_cr3(f.engine, other | 2);
+	fixture_put64(&f, fixture_pte(0x30000), 0);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 1 | CR3_NOFLUSH);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x30000, true), 0x30);
+	ck_assert_uint_eq(stats->shadow_attach_kept, 1);
+	/* … until this PCID is flushed: from elsewhere, … */
+	system_set_cr3(f.engine, other | 2 | CR3_NOFLUSH);
+	shadow_flush_pcid(f.engine);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 1 | CR3_NOFLUSH);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x30000, false), -1);
+	/* … by a load of another root with it, … */
+	ck_assert(fill(SHADOW_USER, 0x31000, true));
+	system_set_cr3(f.engine, other | 2 | CR3_NOFLUSH);
+	fixture_put64(&f, fixture_pte(0x31000), 0);
+	system_set_cr3(f.engine, other | 1);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 1 | CR3_NOFLUSH);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x31000, false), -1);
+	/* … in place, … */
+	ck_assert(fill(SHADOW_USER, 0x32000, true));
+	fixture_put64(&f, fixture_pte(0x32000), 0);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 1 | CR3_NOFLUSH);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x32000, false), 0x32);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 1);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x32000, false), -1);
+	/* … or everything is. Under another PCID the same root has nothing to keep. */
+	ck_assert(fill(SHADOW_USER, 0x33000, true));
+	ck_assert(fill(SHADOW_USER, 0x34000, true));
+	system_set_cr3(f.engine, other | 2 | CR3_NOFLUSH);
+	fixture_put64(&f, fixture_pte(0x33000), 0);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 3 | CR3_NOFLUSH);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x33000, false), -1);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x34000, false), 0x34);
+	system_set_cr3(f.engine, other | 2 | CR3_NOFLUSH);
+	fixture_put64(&f, fixture_pte(0x34000), 0);
+	mmu_flush_all(f.engine);
+	system_set_cr3(f.engine, FIXTURE_PML4 | 3 | CR3_NOFLUSH);
+	ck_assert_int_eq(probe(SHADOW_USER, 0x34000, false), -1);
+}
+END_TEST
+
 START_TEST(test_more_slots_than_regions)
 {
 	/* Every PML4 entry leads to the same tables: regions run out and are given to others. */
@@ -476,6 +527,7 @@ int main(void)
 	tcase_add_test(one, test_code_pages);
 	tcase_add_test(one, test_canonical_kernel_deltas);
 	tcase_add_test(one, test_roots);
+	tcase_add_test(one, test_pcids);
 	tcase_add_test(one, test_more_slots_than_regions);
 	tcase_set_timeout(all, 60);
 	tcase_add_loop_test(all, test_random, 0, 8);
