@@ -89,9 +89,10 @@ static int prepare(const struct bench_config *config, struct bench_paths *paths,
 	if (rc)
 		return rc;
 	bench_columns_detect(r, paths, config->columns);
+	if (!r->column_count)
+		return error_set(err, -EINVAL, "--columns names none that vmm bench knows; see vmm bench --list.");
 	if (!config->list && !anything_present(r))
-		return error_set(err, -ENOENT, "Nothing can be compared here%s%s",
-			r->column_count ? ": " : ": --columns names none that vmm knows.", r->column_count ? r->columns[0].why : "");
+		return error_set(err, -ENOENT, "Nothing can be compared here: %s", r->columns[0].why);
 	return 0;
 }
 
@@ -99,11 +100,11 @@ static int report(const struct bench_config *config, const struct bench_result *
 {
 	int rc = 0;
 
-	bench_table_print(r, stdout);
 	if (config->json)
 		rc = bench_save(r, config->json, err);
 	if (!rc && config->html)
 		rc = bench_html_write(r, config->html, err);
+	bench_table_print(r, stdout);
 	if (!rc && anything_failed(r))
 		rc = error_set(err, -ECANCELED, "Some measurements failed; the tables say which and why.");
 	return rc;
@@ -149,9 +150,9 @@ int bench_show(const char *path, const char *html, struct error *err)
 	int rc = r ? bench_load(r, path, err) : error_set(err, -ENOMEM, "The host is out of memory.");
 
 	if (!rc) {
-		bench_table_print(r, stdout);
 		if (html)
 			rc = bench_html_write(r, html, err);
+		bench_table_print(r, stdout);
 	}
 	free(r);
 	return rc;

@@ -170,7 +170,7 @@ struct bench_child {
 	uint64_t started; /* ns, CLOCK_MONOTONIC */
 	int status;	  /* wait status */
 	bool timed_out, flooded, interrupted;
-	char tail[400]; /* the end of standard error, or of standard output if that is empty; one line */
+	char tail[400]; /* what it said last: a line of standard error, or of standard output if that is empty */
 };
 #define BENCH_OUTPUT_MAX (8u << 20) /* bytes of output after which a child is killed */
 #define BENCH_LINE_MAX 1024	    /* longer lines are cut */

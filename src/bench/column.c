@@ -31,27 +31,17 @@ static const struct candidate {
 	{"qemu-kvm", "QEMU (KVM)", BENCH_QEMU, true, {"kvm", "host"}},
 };
 
-static void kvm_describe(struct bench_host *host, const char *self)
+/* What `vmm info` detects. True if KVM works. */
+static bool kvm_describe(struct bench_host *host, const char *self)
 {
 	char *text = bench_output_of((const char *const[]){self, "info", "--json", NULL});
 	struct json_value *root = text ? json_parse(text, strlen(text)) : NULL;
 	const struct json_value *kvm = json_get(root, "kvm");
+	bool works = json_true(json_get(kvm, "works"));
 
 	snprintf(host->kvm, sizeof(host->kvm), "%.190s", json_text(json_get(kvm, "state"), "unknown"));
 	snprintf(host->memory_virt, sizeof(host->memory_virt), "%.110s",
 		json_text(json_get(kvm, "memory_virtualisation"), "unknown"));
-	if (!json_true(json_get(kvm, "works")) && !strncmp(host->kvm, "yes", 3))
-		snprintf(host->kvm, sizeof(host->kvm), "it does not work");
-	json_free(root);
-	free(text);
-}
-
-static bool kvm_works(const char *self)
-{
-	char *text = bench_output_of((const char *const[]){self, "info", "--json", NULL});
-	struct json_value *root = text ? json_parse(text, strlen(text)) : NULL;
-	bool works = json_true(json_get(json_get(root, "kvm"), "works"));
-
 	json_free(root);
 	free(text);
 	return works;
@@ -97,64 +87,61 @@ static bool peer_works(const struct bench_column *column, const struct bench_pat
 	return false;
 }
 
-static void column_check(struct bench_column *column, const struct candidate *c, const struct bench_result *result,
+static void column_check(struct bench_column *column, const struct candidate *c, const struct bench_host *host,
 	const struct bench_paths *paths, bool kvm)
 {
-	column->present = false;
-	if (c->needs_kvm && !kvm) {
-		snprintf(column->why, sizeof(column->why), "KVM does not work here: %.200s.", result->host.kvm);
-	} else if (c->kind == BENCH_QEMU && !paths->qemu[0]) {
-		snprintf(column->why, sizeof(column->why), "qemu-system-x86_64 is not installed.");
-	} else if (c->kind == BENCH_NATIVE && !paths->micro[0] && !paths->nano_native[0]) {
-		snprintf(column->why, sizeof(column->why), "The programs to run natively are not there; build them or give --guests.");
-	} else {
-		column->present = c->kind == BENCH_NATIVE || (c->kind == BENCH_VMM ? engine_exists : peer_works)(column, paths,
-			column->why, sizeof(column->why));
-	}
+	const char *absent = NULL;
+
+	if (c->kind == BENCH_QEMU && !paths->qemu[0])
+		absent = "qemu-system-x86_64 is not installed.";
+	else if (c->kind == BENCH_NATIVE && !paths->micro[0] && !paths->nano_native[0])
+		absent = "The programs to run natively are not there; build them or give --guests.";
+	if (absent)
+		snprintf(column->why, sizeof(column->why), "%s", absent);
+	else if (c->needs_kvm && !kvm)
+		snprintf(column->why, sizeof(column->why), "KVM does not work here: %.199s.", host->kvm);
+	else if (c->kind == BENCH_VMM)
+		column->present = engine_exists(column, paths, column->why, sizeof(column->why));
+	else
+		column->present = c->kind == BENCH_NATIVE ||
+			peer_works(column, paths, column->why, sizeof(column->why));
 }
 
 static void versions_find(struct bench_result *result, const struct bench_paths *paths)
 {
 	char *qemu = paths->qemu[0] ? bench_output_of((const char *const[]){paths->qemu, "--version", NULL}) : NULL;
+	char texts[BENCH_COLUMN_KINDS][sizeof(result->columns[0].version)];
 
 	if (qemu)
 		qemu[strcspn(qemu, "\n")] = 0;
-	for (unsigned i = 0; i < result->column_count; i++) {
-		struct bench_column *column = &result->columns[i];
-
-		if (column->kind == BENCH_VMM)
-			snprintf(column->version, sizeof(column->version), "vmm %.31s, commit %.63s", result->version, result->commit);
-		else if (column->kind == BENCH_QEMU)
-			snprintf(column->version, sizeof(column->version), "%.150s", qemu ? qemu : "");
-		else
-			snprintf(column->version, sizeof(column->version), "%.150s", result->host.kernel);
-	}
+	snprintf(texts[BENCH_VMM], sizeof(texts[0]), "vmm %.31s, commit %.63s", result->version, result->commit);
+	snprintf(texts[BENCH_QEMU], sizeof(texts[0]), "%.150s", qemu ? qemu : "");
+	snprintf(texts[BENCH_NATIVE], sizeof(texts[0]), "%.150s", result->host.kernel);
+	for (unsigned i = 0; i < result->column_count; i++)
+		memcpy(result->columns[i].version, texts[result->columns[i].kind], sizeof(texts[0]));
 	free(qemu);
 }
 
 void bench_columns_detect(struct bench_result *result, const struct bench_paths *paths, const char *chosen)
 {
-	bool kvm = kvm_works(paths->self);
+	const struct bench_host *host = &result->host;
+	bool kvm = kvm_describe(&result->host, paths->self);
 
-	kvm_describe(&result->host, paths->self);
 	for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
 		const struct candidate *c = &candidates[i];
-		struct bench_column *column = &result->columns[result->column_count];
+		struct bench_column column = {.kind = c->kind};
 
 		if (!bench_listed(chosen, c->id))
 			continue;
-		memset(column, 0, sizeof(*column));
-		snprintf(column->id, sizeof(column->id), "%s", c->id);
-		column->kind = c->kind;
+		snprintf(column.id, sizeof(column.id), "%s", c->id);
 		for (unsigned o = 0; o < 3 && c->options[o]; o++)
-			snprintf(column->options[o], sizeof(column->options[o]), "%s", c->options[o]);
-		if (c->needs_kvm && kvm)
-			snprintf(column->label, sizeof(column->label), "%.*s, %.*s)", (int)strcspn(c->label, ")"), c->label,
-				(int)strcspn(result->host.memory_virt, " ("), result->host.memory_virt);
-		else
-			snprintf(column->label, sizeof(column->label), "%s", c->label);
-		column_check(column, c, result, paths, kvm);
-		result->column_count++;
+			snprintf(column.options[o], sizeof(column.options[o]), "%s", c->options[o]);
+		snprintf(column.label, sizeof(column.label), "%s", c->label);
+		if (c->needs_kvm && kvm) /* with the kind of memory virtualisation: "(KVM, EPT)" */
+			snprintf(column.label, sizeof(column.label), "%.*s, %.*s)", (int)strcspn(c->label, ")"), c->label,
+				(int)strcspn(host->memory_virt, " ("), host->memory_virt);
+		column_check(&column, c, host, paths, kvm);
+		result->columns[result->column_count++] = column;
 	}
 	versions_find(result, paths);
 }

@@ -12,12 +12,12 @@
 static const char *const group_titles[BENCH_GROUPS] = {
 	"Nano: single events on bare metal", "Micro: one program in a Linux guest", "Macro: whole tasks"};
 static const char *const group_texts[BENCH_GROUPS] = {
-	"A bare-metal guest does one thing again and again and counts cycles of the time-stamp counter; an empty loop is "
+	("A bare-metal guest does one thing again and again and counts cycles of the time-stamp counter; an empty loop is "
 	"taken off. † marks what Adams and Agesen measured in <cite>A Comparison of Software and Hardware Techniques for x86 "
 	"Virtualization</cite> (ASPLOS 2006), whose nanobenchmarks these follow; their figures are of processors of that time "
-	"and are not repeated here.",
-	"The same static binary runs natively and as the init of the same Linux kernel in every guest; its answers are "
-	"compared by checksum.",
+	"and are not repeated here."),
+	("The same static binary runs natively and as the init of the same Linux kernel in every guest; its answers are "
+	"compared by checksum."),
 	"From the start of the process to the end of the task, or to the first line of init."};
 
 static bool in_paper(const char *id)

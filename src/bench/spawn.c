@@ -46,7 +46,7 @@ struct stream {
 	int fd;
 	char line[BENCH_LINE_MAX];
 	size_t length, total;
-	char tail[200]; /* the last line that is not empty */
+	char tail[200]; /* the last line that is not empty; or, if there is one, the first that vmm says as its reason */
 };
 
 static void line_end(struct bench_child *child, struct stream *s, bool hand_over)
@@ -54,7 +54,7 @@ static void line_end(struct bench_child *child, struct stream *s, bool hand_over
 	s->line[s->length] = 0;
 	while (s->length && (s->line[s->length - 1] == '\r' || s->line[s->length - 1] == ' '))
 		s->line[--s->length] = 0;
-	if (s->length)
+	if (s->length && strncmp(s->tail, "vmm: ", 5))
 		snprintf(s->tail, sizeof(s->tail), "%.190s", s->line);
 	if (hand_over && child->line)
 		child->line(child->ctx, s->line, bench_now());
