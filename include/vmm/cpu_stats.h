@@ -59,6 +59,16 @@
 	X(shadow_attach_kept, "shadow: of those: not compared, as their PCID's translations were kept") \
 	X(shadow_attach_misses, "shadow: slots begun empty") \
 	X(answered_reads, "reads of device registers answered without an exit") \
+	X(blocks_translated, "translator: blocks translated") \
+	X(code_resets, "translator: times that all code was forgotten") \
+	X(code_entries, "translator: entries into translated code") \
+	X(exits_chain, "translator: exits to code that was not chained or not translated") \
+	X(exits_interp, "translator: exits for an instruction of the interpreter") \
+	X(exits_target, "translator: jump cache misses") \
+	X(exits_vector, "translator: loads of the vector state") \
+	X(exits_poll, "translator: exits for an event") \
+	X(exits_fill, "translator: faults repaired by a fill") \
+	X(exits_fault, "translator: faults given to the interpreter") \
 	X(posted_writes, "writes posted without an exit") \
 	X(notifies, "queue notifications by eventfd without an exit")
 

@@ -376,8 +376,6 @@ static int run_check(const struct machine_config *config, struct error *err)
 		return error_set(err, -EINVAL, "A kernel is started directly; leave --firmware out, or --kernel.");
 	if (!config->kernel && (config->firmware || !config->guest) && (config->initrd || config->append))
 		return error_set(err, -EINVAL, "--initrd and --append need a kernel (--kernel).");
-	if (config->engine == MACHINE_ENGINE_TRANSLATE)
-		return error_set(err, -ENOTSUP, "--engine=translate does not exist in this version; use --engine=interp.");
 	if (config->cpus > 1 && config->backend != MACHINE_BACKEND_KVM)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
 	return 0;

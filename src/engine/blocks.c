@@ -10,6 +10,7 @@
  * happens only in a look-up, never under an executing block.
  */
 #include "engine/blocks.h"
+#include "engine/translate.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -157,12 +158,14 @@ void engine_invalidate_page(struct engine *e, uint64_t page)
 		struct block *b = &c->blocks[id - 1];
 
 		unhash(c, b);
+		if (e->translator)
+			translator_drop_block(e, b);
 		b->key = BLOCK_DEAD;
 		e->stats->blocks_invalidated++;
 	}
 	p->first = 0;
 	p->chunks = 0;
-	engine_forget_translations(e);
+	engine_forget_blocks(e);
 	e->leave_block = true;
 }
 
@@ -189,6 +192,8 @@ void engine_invalidate_all(struct engine *e)
 {
 	struct block_cache *c = e->blocks;
 
+	if (e->translator)
+		translator_reset(e);
 	for (uint32_t n = 0; n < c->blocks_used; n++) {
 		struct block *b = &c->blocks[n];
 
@@ -202,7 +207,7 @@ void engine_invalidate_all(struct engine *e)
 	}
 	for (unsigned n = 0; n < CROSSING_COUNT; n++)
 		c->crossings[n].length = 0;
-	engine_forget_translations(e);
+	engine_forget_blocks(e);
 	e->leave_block = true;
 }
 
@@ -210,6 +215,8 @@ void engine_forget_page(struct engine *e, uint64_t gva)
 {
 	struct jump_entry *j = &e->blocks->jump[jump_page(gva) << 6];
 
+	if (e->translator)
+		translator_forget_page(e, gva);
 	for (unsigned n = 0; n < 64; n++)
 		j[n].key = 0;
 }
@@ -258,6 +265,8 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 	c->insns_used += count;
 	e->stats->blocks_decoded++;
 	b->key = offset << 2 | e->mode;
+	b->tb[0] = b->tb[1] = 0;
+	b->heat = 0;
 	b->insns = insns;
 	b->count = (uint16_t)count;
 	b->bytes = (uint16_t)bytes;

@@ -11,7 +11,10 @@ struct block {
 	uint32_t next_in_page;
 	uint16_t count;	       /* instructions */
 	uint16_t bytes;
+	uint32_t tb[2];	       /* translated, by enum shadow_view: index + 1 */
+	uint16_t heat;	       /* how often it was interpreted, saturating; BLOCK_HEAT_NEVER: begins with what is not translated */
 };
+#define BLOCK_HEAT_NEVER 0xffff
 #define BLOCK_DEAD ~0ull
 
 #define JUMP_BITS 12

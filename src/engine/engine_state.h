@@ -103,6 +103,7 @@ struct engine {
 	struct shadow_deltas *deltas;
 	bool through_shadow;	       /* VCPU_ENGINE_SLOTS */
 	uint64_t shadow_unmapped;
+	struct translator *translator; /* translate.h; NULL: all is interpreted */
 
 	/* Engine thread only. */
 	struct tlb_entry *tlb;	   /* the array in use: tlb_data[enum tlb_array] */
@@ -156,6 +157,9 @@ void engine_invalidate_range(struct engine *e, uint64_t offset, unsigned size);
 bool engine_page_has_code(struct engine *e, uint64_t page);
 /* Translations changed: forget what was derived from virtual addresses, all or those of one page. */
 void engine_forget_translations(struct engine *e);
+void engine_forget_nonglobal(struct engine *e);
+/* Blocks were dropped: what leads to them by virtual address is forgotten. */
+void engine_forget_blocks(struct engine *e);
 void engine_forget_page(struct engine *e, uint64_t gva);
 /* RAM page (number in the memfd) was or will be written: drops decoded blocks on it. */
 void engine_invalidate_page(struct engine *e, uint64_t page);
@@ -226,6 +230,8 @@ enum tlb_array mmu_array(const struct engine *e, unsigned access);
 uint64_t mmu_translate(struct engine *e, uint64_t gva);
 /* Instruction fetch: the gpa of the code page at gva (faults as a fetch). hva NULL when it is not RAM. */
 uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva);
+/* The code page at gva is known to be global, so that a CR3 write does not change it. */
+bool mmu_is_global_code(const struct engine *e, uint64_t gva);
 void mmu_flush_all(struct engine *e);	     /* global pages too */
 void mmu_flush_nonglobal(struct engine *e);  /* of the current PCID */
 void mmu_flush_page(struct engine *e, uint64_t gva);

@@ -10,6 +10,7 @@
 #include "engine/access.h"
 #include "engine/blocks.h"
 #include "engine/shadow.h"
+#include "engine/translate.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -80,11 +81,25 @@ void engine_update_mode(struct engine *e)
 	e->leave_block = true;
 }
 
-void engine_forget_translations(struct engine *e)
+void engine_forget_blocks(struct engine *e)
 {
 	e->generation++;
 	e->large_code = 0;
 	e->block_key = e->generation << 8 | (e->block_key & 0xff);
+}
+
+void engine_forget_translations(struct engine *e)
+{
+	engine_forget_blocks(e);
+	if (e->translator)
+		translator_forget(e, true, true);
+}
+
+void engine_forget_nonglobal(struct engine *e)
+{
+	engine_forget_blocks(e);
+	if (e->translator)
+		translator_forget(e, true, e->translator->nonglobal_jumps);
 }
 
 void engine_state_changed(struct engine *e)
@@ -468,10 +483,19 @@ static enum vcpu_exit_kind run(struct engine *e)
 				limit = (unsigned)left;
 		}
 		b = blocks_find(e);
-		if (engine_unlikely(limit == 1))
+		if (engine_unlikely(limit == 1)) {
 			run_carefully(e, b->insns);
-		else
-			run_insns(e, b->insns, b->count < limit ? b->count : limit);
+			continue;
+		}
+		if (e->translator && !e->retire_limit) {
+			enum translator_did did = translator_step(e, (struct block *)b);
+
+			if (did == DID_RUN)
+				continue;
+			if (did == DID_LEAVE_ONE)
+				limit = 1;
+		}
+		run_insns(e, b->insns, b->count < limit ? b->count : limit);
 	}
 }
 
@@ -550,6 +574,8 @@ int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *r
 		return error;
 	}
 	create_shadow(e);
+	if (e->block->engine == VCPU_ENGINE_TRANSLATE)
+		translator_create(e);
 	engine_state_changed(e);
 	*engine = e;
 	return 0;
@@ -559,6 +585,7 @@ void engine_destroy(struct engine *e)
 {
 	if (!e)
 		return;
+	translator_destroy(e);
 	shadow_destroy(e);
 	if (e->deltas)
 		munmap(e->deltas, sizeof(*e->deltas));

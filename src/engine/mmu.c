@@ -350,6 +350,14 @@ uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva)
 	return gpa;
 }
 
+bool mmu_is_global_code(const struct engine *e, uint64_t gva)
+{
+	enum tlb_array array = mmu_array(e, ACCESS_EXEC);
+	unsigned index = (gva >> 12) & (TLB_SIZE - 1);
+
+	return e->tlb_data[array][index].exec == (gva & ~0xfffull) && (e->tlb_global[array][index / 64] >> (index % 64) & 1);
+}
+
 void mmu_flush_all(struct engine *e)
 {
 	e->stats->tlb_flushes_all++;
@@ -378,7 +386,7 @@ static void flush_tlb_nonglobal(struct engine *e)
 			e->tlb_large[array][n] &= global;
 		}
 	}
-	engine_forget_translations(e);
+	engine_forget_nonglobal(e);
 }
 
 void mmu_flush_nonglobal(struct engine *e)

@@ -28,6 +28,7 @@
 
 #include "engine_state.h"
 #include "sandbox.h"
+#include "translate.h"
 
 #define TIMER_SIGNAL SIGRTMIN
 #define ALT_STACK_SIZE 65536
@@ -264,6 +265,8 @@ static void on_fault(int sig, siginfo_t *info, void *ucontext)
 	const ucontext_t *uc = ucontext;
 	const struct engine *e = p->engine;
 
+	if (sig != SIGSYS && sig != SIGABRT && e && translator_signal(p->engine, sig, info, ucontext))
+		return;
 	if (sig != SIGSYS && sig != SIGABRT && e && native_signal(p->engine, sig, info, ucontext))
 		return;
 	/* snprintf of integers takes no lock and no memory; there is nothing to lose in any case. */
@@ -313,14 +316,14 @@ static int setup_signals(struct vcpu_process *p, char *stack)
 	return timer_create(CLOCK_MONOTONIC, &event, &p->timer) ? -errno : 0;
 }
 
-static void *map_fd(int fd, uint64_t size)
+static void *map_fd(int fd, uint64_t size, int flags)
 {
 	struct stat st;
 	void *p;
 
 	if (fstat(fd, &st) || (size && (uint64_t)st.st_size < size))
 		return NULL;
-	p = mmap(NULL, size ? size : (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	p = mmap(NULL, size ? size : (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | flags, fd, 0);
 	return p == MAP_FAILED ? NULL : p;
 }
 
@@ -328,14 +331,14 @@ static int map_all(struct vcpu_process *p)
 {
 	uint64_t pages;
 
-	p->block = map_fd(VCPU_FD_BLOCK, sizeof(*p->block));
+	p->block = map_fd(VCPU_FD_BLOCK, sizeof(*p->block), MAP_32BIT);
 	if (!p->block || p->block->magic != VCPU_BLOCK_MAGIC)
 		return -EINVAL;
 	pages = p->block->ram.file_size / 4096;
-	p->shared = map_fd(VCPU_FD_SHARED, sizeof(*p->shared) + (pages + 63) / 64 * 8);
+	p->shared = map_fd(VCPU_FD_SHARED, sizeof(*p->shared) + (pages + 63) / 64 * 8, 0);
 	if (!p->shared || p->shared->magic != VCPU_BLOCK_MAGIC)
 		return -EINVAL;
-	p->ram = map_fd(VCPU_FD_RAM, p->block->ram.file_size);
+	p->ram = map_fd(VCPU_FD_RAM, p->block->ram.file_size, 0);
 	if (!p->ram)
 		return -EINVAL;
 	return 0;

@@ -28,6 +28,8 @@ enum shadow_view { SHADOW_SUPERVISOR, SHADOW_USER, SHADOW_VIEWS };
 
 struct shadow_deltas {
 	uint64_t delta[SHADOW_VIEWS][512];
+	/* Counts of changes of any delta, and of those of the upper half: who has stored one elsewhere looks here. */
+	uint64_t changes, upper_changes;
 };
 
 /* Policies (docs/shadow.md). */

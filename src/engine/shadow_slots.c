@@ -25,8 +25,14 @@ static void delta_update(struct shadow *s, unsigned g)
 				supervisor = slot;
 		}
 	}
+	if (s->deltas->delta[SHADOW_SUPERVISOR][g] == region_base(supervisor) - slot_gva(g) &&
+		s->deltas->delta[SHADOW_USER][g] == region_base(user) - slot_gva(g))
+		return;
 	s->deltas->delta[SHADOW_SUPERVISOR][g] = region_base(supervisor) - slot_gva(g);
 	s->deltas->delta[SHADOW_USER][g] = region_base(user) - slot_gva(g);
+	s->deltas->changes++;
+	if (g >= 256)
+		s->deltas->upper_changes++;
 }
 
 static void slot_detach(struct shadow *s, unsigned g, bool fresh)

@@ -120,17 +120,28 @@ static int backend_check(const struct machine_config *config, struct error *err)
 {
 	if (config->backend == MACHINE_BACKEND_KVM)
 		return error_set(err, -ENOTSUP, "The KVM backend does not exist in this version; use --backend=soft.");
-	if (config->engine == MACHINE_ENGINE_TRANSLATE)
-		return error_set(err, -ENOTSUP, "--engine=translate does not exist in this version; use --engine=interp.");
 	if (config->cpus != 1)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
 	return 0;
+}
+
+static enum vcpu_engine engine_of(enum machine_engine engine)
+{
+	switch (engine) {
+	case MACHINE_ENGINE_TRANSLATE:
+		return VCPU_ENGINE_TRANSLATE;
+	case MACHINE_ENGINE_SLOTS:
+		return VCPU_ENGINE_SLOTS;
+	default:
+		return VCPU_ENGINE_INTERP;
+	}
 }
 
 static int vcpus_create(struct machine *m, struct error *err)
 {
 	const struct vcpu_host host = {
 		.bus = m->bus, .intack = host_intack, .eoi = host_eoi, .ipi = host_ipi, .stopped = host_stopped, .ctx = m};
+	enum vcpu_engine engine = engine_of(m->config->engine);
 	int rc = cpu_model_create(m->config->smap ? "common,+smap" : "common", m->config->cpus, &m->model, err);
 
 	for (unsigned i = 0; i < m->config->cpus && !rc; i++) {
@@ -138,8 +149,7 @@ static int vcpus_create(struct machine *m, struct error *err)
 		void *self;
 
 		model.apic_id = i;
-		rc = soft_vcpu_create(m->soft, i, &model,
-			m->config->engine == MACHINE_ENGINE_SLOTS ? VCPU_ENGINE_SLOTS : VCPU_ENGINE_INTERP, 0, &self, err);
+		rc = soft_vcpu_create(m->soft, i, &model, engine, 0, &self, err);
 		if (rc)
 			break;
 		rc = vcpu_create(i, &soft_vcpu_ops, self, &host, &m->vcpus[i], err);

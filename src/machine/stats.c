@@ -62,7 +62,7 @@ int machine_write_stats(struct machine *m, const struct machine_result *result, 
 	json_begin_object(&w);
 	json_member_string(&w, "version", VMM_VERSION);
 	json_member_string(&w, "backend", "soft");
-	json_member_string(&w, "engine", "interp");
+	json_member_string(&w, "engine", m->config->engine == MACHINE_ENGINE_TRANSLATE ? "translate" : "interp");
 	json_member_string(&w, "end", reason_name(result->reason));
 	json_key(&w, "seconds");
 	json_double(&w, (double)(m->ended_ns - m->started_ns) / 1e9);

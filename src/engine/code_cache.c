@@ -1,0 +1,205 @@
+/*
+ * The translator's memory: code in a memfd mapped twice, writable and executable, never both; tables of blocks, exits and the fault
+ * map. Nothing is freed alone: when a table is full all code is forgotten (translator_reset), which happens only while no translated
+ * code runs.
+ *
+ * Everything that emitted code addresses absolutely lies below 2 GiB (MAP_32BIT).
+ */
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/translate.h"
+
+#define POLL_SIZE (2u << 20) /* the page that is read, and what event bits lead to */
+
+static void *take_low(size_t size, int prot)
+{
+	void *p = mmap(NULL, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static int take_code(struct translator *t)
+{
+	int fd = memfd_create("vmm-code", MFD_CLOEXEC), error = 0;
+	void *write, *execute;
+
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, CODE_SIZE)) {
+		error = -errno;
+		close(fd);
+		return error;
+	}
+	write = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	execute = mmap(NULL, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
+	close(fd);
+	t->write = write == MAP_FAILED ? NULL : write;
+	t->execute = execute == MAP_FAILED ? NULL : execute;
+	return t->write && t->execute ? 0 : -ENOMEM;
+}
+
+int translator_create(struct engine *e)
+{
+	struct translator *t;
+	int error;
+
+	if (!e->shadow || (uintptr_t)e->deltas >> 31 || (uintptr_t)e->block >> 31 || !__builtin_cpu_supports("bmi2"))
+		return -ENOTSUP;
+	t = take_low(sizeof(*t), PROT_READ | PROT_WRITE);
+	if (!t)
+		return -ENOMEM;
+	e->translator = t;
+	t->poll = take_low(POLL_SIZE, PROT_NONE);
+	t->tbs = take_low(TB_MAX * sizeof(*t->tbs), PROT_READ | PROT_WRITE);
+	t->sites = take_low(SITE_MAX * sizeof(*t->sites), PROT_READ | PROT_WRITE);
+	t->map = take_low(MAP_MAX * sizeof(*t->map), PROT_READ | PROT_WRITE);
+	if (!t->poll || !t->tbs || !t->sites || !t->map || mprotect(t->poll, 4096, PROT_READ))
+		return -ENOMEM;
+	error = take_code(t);
+	if (error)
+		return error;
+	t->hot.slot_mask = 0x1ffull << 39;
+	t->hot.high_mask = ~0ull << 39;
+	translator_emit_fixed(e);
+	translator_reset(e);
+	return 0;
+}
+
+static void release(void *p, size_t size)
+{
+	if (p)
+		munmap(p, size);
+}
+
+void translator_destroy(struct engine *e)
+{
+	struct translator *t = e->translator;
+
+	if (!t)
+		return;
+	release(t->poll, POLL_SIZE);
+	release(t->tbs, TB_MAX * sizeof(*t->tbs));
+	release(t->sites, SITE_MAX * sizeof(*t->sites));
+	release(t->map, MAP_MAX * sizeof(*t->map));
+	release(t->write, CODE_SIZE);
+	release(t->execute, CODE_SIZE);
+	munmap(t, sizeof(*t));
+	e->translator = NULL;
+}
+
+/* --- links --- */
+
+void site_unchain(struct translator *t, uint32_t id)
+{
+	struct site *s = &t->sites[id];
+
+	if (!s->chained)
+		return;
+	s->chained = false;
+	if (t->tbs[s->tb].dead)
+		return;
+	emit_patch(t->write + s->patch, t->write + s->stub);
+}
+
+void site_chain(struct translator *t, uint32_t id, uint32_t tb)
+{
+	struct site *s = &t->sites[id];
+
+	if (s->kind != SITE_CHAIN || s->chained)
+		return;
+	s->chained = true;
+	s->target = tb;
+	s->next = t->tbs[tb].incoming;
+	t->tbs[tb].incoming = id + 1;
+	emit_patch(t->write + s->patch, t->write + t->tbs[tb].code);
+}
+
+/* --- forgetting --- */
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 31;
+	x *= 0x9e3779b97f4a7c15ull;
+	return x ^ x >> 29;
+}
+
+void translator_forget(struct engine *e, bool user, bool supervisor)
+{
+	struct translator *t = e->translator;
+
+	if (user)
+		t->hot.salt[SHADOW_USER] = mix(++t->generation[SHADOW_USER] << 1);
+	if (supervisor)
+		t->hot.salt[SHADOW_SUPERVISOR] = mix(++t->generation[SHADOW_SUPERVISOR] << 1 | 1);
+}
+
+unsigned translator_page_hash(uint64_t gva)
+{
+	return (unsigned)(((gva >> 12) * 0x9e3779b97f4a7c15ull) >> 52);
+}
+
+void translator_forget_page(struct engine *e, uint64_t gva)
+{
+	struct translator *t = e->translator;
+	unsigned hash = translator_page_hash(gva);
+
+	if (!(t->jump_pages[hash / 64] >> (hash % 64) & 1))
+		return;
+	translator_forget(e, true, true);
+	memset(t->jump_pages, 0, sizeof(t->jump_pages));
+}
+
+/* Jump cache entries may still lead to the code: it becomes a miss. */
+static void drop_tb(struct translator *t, uint32_t id)
+{
+	struct tb *tb = &t->tbs[id];
+	struct emit m = { t->write + tb->code, 0 };
+
+	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
+	emit_patch(emit_jmp(&m), t->write + t->leave);
+
+	for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
+		site_unchain(t, s - 1);
+	tb->incoming = 0;
+	tb->dead = true;
+}
+
+void translator_drop_block(struct engine *e, const struct block *b)
+{
+	struct translator *t = e->translator;
+	struct block *block = &e->blocks->blocks[b - e->blocks->blocks];
+
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++) {
+		if (!block->tb[view])
+			continue;
+		drop_tb(t, block->tb[view] - 1);
+		block->tb[view] = 0;
+	}
+}
+
+void translator_reset(struct engine *e)
+{
+	struct translator *t = e->translator;
+	struct block_cache *c = e->blocks;
+
+	for (uint32_t n = 0; n < t->tb_used; n++) {
+		struct block *b = &c->blocks[t->tbs[n].block];
+
+		b->tb[0] = b->tb[1] = 0;
+	}
+	t->code_used = (t->fixed + 63) & ~63u;
+	t->tb_used = t->map_used = 0;
+	t->site_used = 2; /* the fixed code's own */
+	t->sites[SITE_LOST] = (struct site){ .kind = SITE_TARGET };
+	t->sites[SITE_GATE] = (struct site){ .kind = SITE_FP };
+	t->chain_from = 0;
+	for (unsigned n = 0; n < JUMPS; n++) {
+		t->hot.tag[n] = 1;
+		t->hot.code[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
+	}
+	translator_forget(e, true, true);
+	memset(t->jump_pages, 0, sizeof(t->jump_pages));
+	e->stats->code_resets++;
+}

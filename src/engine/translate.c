@@ -1,0 +1,319 @@
+/*
+ * From a decoded block to host code. The block is looked at twice: backwards, to learn before which instructions
+ * the status flags are dead (a check may then use CMP), and forwards, to emit.
+ *
+ * Behind the code stand its stubs: look-ups for predictions that failed, polls of backward branches, and one exit for each
+ * way out (a site). A site of a direct branch is patched to the target's code when that exists.
+ *
+ * Precise state: the fault map says which guest instruction host code belongs to. The emitted code of an instruction changes
+ * no guest register before its last access that may fault, so a fault is repaired by interpreting it from the start.
+ */
+#include "engine/translate.h"
+
+/* --- exits --- */
+
+uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo)
+{
+	struct translator *t = x->t;
+	uint32_t id = t->site_used;
+
+	if (id == SITE_MAX) {
+		x->failed = true;
+		return 0;
+	}
+	t->site_used++;
+	t->sites[id] = (struct site){ .kind = (uint8_t)kind, .offset = (int16_t)offset, .undo = (int16_t)undo, .tb = x->tb };
+	return id;
+}
+
+void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site)
+{
+	if (x->stub_count == TX_STUBS) {
+		x->failed = true;
+		return;
+	}
+	x->stubs[x->stub_count++] = (struct tx_stub){ .from = from, .kind = kind, .site = site };
+}
+
+void tx_map(struct tx *x, int offset, bool poll)
+{
+	struct translator *t = x->t;
+
+	if (t->map_used == MAP_MAX) {
+		x->failed = true;
+		return;
+	}
+	t->map[t->map_used++] = (struct map_entry){ (uint32_t)(x->m.p - x->start), (int16_t)offset, poll };
+}
+
+void tx_clobber(struct tx *x, unsigned scratch)
+{
+	for (int s = 0; s < 2; s++)
+		if (scratch & SCRATCH(S1 + s))
+			x->holds[s] = -1;
+}
+
+void tx_interp(struct tx *x, int offset)
+{
+	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_INTERP, offset, 0));
+	x->ended = true;
+}
+
+/* Events are looked at without touching flags: any bit makes the load fault. Destroys S1. */
+static void poll(struct tx *x)
+{
+	emit_rorx(&x->m, S1, mem_abs((void *)&x->e->block->events), 20);
+	emit_load8(&x->m, S1, mem_base(S1, (int32_t)(uintptr_t)x->t->poll));
+}
+
+void tx_branch(struct tx *x, int cc, int offset)
+{
+	bool backward = offset <= x->insn[x->n].offset;
+	uint8_t *from;
+
+	if (cc >= 0) {
+		from = emit_jcc(&x->m, (unsigned)cc);
+		if (backward) {
+			tx_stub(x, from, STUB_POLL, 0);
+			x->stubs[x->stub_count - 1].offset = offset;
+			return;
+		}
+	} else {
+		if (backward) {
+			tx_map(x, offset, true);
+			poll(x);
+		}
+		from = emit_jmp(&x->m);
+	}
+	tx_stub(x, from, STUB_SITE, tx_site(x, SITE_CHAIN, offset, 0));
+}
+
+void tx_jump(struct tx *x, int offset, int undo, bool polls)
+{
+	struct hot *h = &x->t->hot;
+	uint8_t *hit;
+
+	emit_store(&x->m, S1, mem_abs(&h->target));
+	if (polls) {
+		tx_map(x, MAP_TARGET, true);
+		poll(x);
+		emit_load(&x->m, S1, mem_abs(&h->target));
+	}
+	emit_store(&x->m, RCX, mem_abs(&h->save));
+	emit_load(&x->m, RCX, mem_abs(&h->salt[x->view]));
+	emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S1, 0, 0 });
+	/* movzwl %cx, %r11d */
+	emit8(&x->m, 0x44);
+	emit8(&x->m, 0x0f);
+	emit8(&x->m, 0xb7);
+	emit8(&x->m, 0xd9);
+	emit_load(&x->m, S1, mem_table(h->tag, S2));
+	emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S1, 0, 0 });
+	hit = emit_jrcxz(&x->m);
+	emit_load(&x->m, RCX, mem_abs(&h->save));
+	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_TARGET, offset, undo));
+	emit_patch8(hit, x->m.p);
+	emit_load(&x->m, RCX, mem_abs(&h->save));
+	emit_load(&x->m, S1, mem_table(h->base, S2));
+	emit_store(&x->m, S1, mem_abs(&h->code_base));
+	emit_load(&x->m, S1, mem_table(h->host, S2));
+	emit_store(&x->m, S1, mem_abs(&h->code_host));
+	emit_group5(&x->m, GROUP5_JMP, mem_table(h->code, S2));
+}
+
+/* --- stubs --- */
+
+static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
+{
+	struct translator *t = x->t;
+	struct site *site = &t->sites[id];
+
+	site->patch = (uint32_t)(from - t->write);
+	site->stub = (uint32_t)(x->m.p - t->write);
+	emit_patch(from, x->m.p);
+	emit_store_imm(&x->m, &t->hot.exit_site, id);
+	emit_patch(emit_jmp(&x->m), t->write + t->leave);
+}
+
+static void emit_stubs(struct tx *x)
+{
+	for (unsigned n = 0; n < x->stub_count; n++) {
+		struct tx_stub s = x->stubs[n];
+		uint8_t *from;
+
+		switch (s.kind) {
+		case STUB_SITE:
+			emit_site(x, s.from, s.site);
+			break;
+		case STUB_LOOKUP:
+			emit_patch(s.from, x->m.p);
+			emit_pext(&x->m, s.dst, s.src, mem_abs(&x->t->hot.slot_mask));
+			emit_load(&x->m, s.dst, mem_table(x->e->deltas->delta[x->view], s.dst));
+			emit_patch(emit_jmp(&x->m), s.back);
+			break;
+		case STUB_POLL:
+			emit_patch(s.from, x->m.p);
+			tx_map(x, s.offset, true);
+			poll(x);
+			from = emit_jmp(&x->m);
+			emit_site(x, from, tx_site(x, SITE_CHAIN, s.offset, 0));
+			break;
+		}
+	}
+}
+
+/* --- the block --- */
+
+static bool decode_all(struct tx *x, const struct block *b)
+{
+	ZydisDecoder decoder;
+	int offset = (int)(b->key >> 2 & 0xfff);
+	const uint8_t *bytes = x->e->ram + (b->key >> 2);
+
+	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, decode_is_amd(x->e));
+	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+	for (unsigned n = 0; n < b->count && n < 32; n++) {
+		struct tx_insn *i = &x->insn[n];
+
+		memset(i, 0, sizeof(*i));
+		i->bytes = bytes;
+		i->offset = offset;
+		if (b->insns[n].fn != op_undefined &&
+			(!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, b->insns[n].length, &i->d.insn, i->d.op)) ||
+				i->d.insn.length != b->insns[n].length))
+			return false;
+		bytes += b->insns[n].length;
+		offset += b->insns[n].length;
+		i->next = offset;
+		tx_examine(x, i);
+		x->count = n + 1;
+	}
+	return x->count > 0;
+}
+
+static void find_live_flags(struct tx *x)
+{
+	uint32_t live = (uint32_t)FLAGS_STATUS;
+
+	for (unsigned n = x->count; n-- > 0;) {
+		struct tx_insn *i = &x->insn[n];
+
+		live = (live & ~i->flags_written) | i->flags_read;
+		i->flags_live = live;
+	}
+}
+
+/* The instruction has changed registers: deltas held for them are good only if it was a small constant step. */
+static void account(struct tx *x, const struct tx_insn *i)
+{
+	for (int s = 0; s < 2; s++) {
+		int base = x->holds[s];
+		int64_t step = 0;
+		bool constant = false;
+
+		if (base < 0 || !(i->written & 1u << base))
+			continue;
+		if (i->d.insn.operand_width == 64 && i->memory < 0) {
+			switch (i->d.insn.mnemonic) {
+			case ZYDIS_MNEMONIC_ADD:
+			case ZYDIS_MNEMONIC_SUB:
+				constant = i->d.op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+				step = constant ? i->d.op[1].imm.value.s : 0;
+				break;
+			case ZYDIS_MNEMONIC_INC:
+			case ZYDIS_MNEMONIC_DEC:
+				constant = true;
+				step = 1;
+				break;
+			default:
+				break;
+			}
+		}
+		x->drift[s] += step < 0 ? -step : step;
+		if (!constant || x->drift[s] > DRIFT_MAX)
+			x->holds[s] = -1;
+	}
+}
+
+static void emit_block(struct tx *x, const struct block *b)
+{
+	for (x->n = 0; x->n < x->count && !x->ended; x->n++) {
+		struct tx_insn *i = &x->insn[x->n];
+		uint8_t *before = x->m.p;
+		uint32_t stubs = x->stub_count;
+		uint32_t maps = x->t->map_used;
+		bool gated = x->gated;
+
+		tx_map(x, i->offset, false);
+		if (b->insns[x->n].fn == op_undefined || !tx_emit(x, i, &b->insns[x->n])) {
+			x->m.p = before;
+			x->stub_count = stubs;
+			x->gated = gated;
+			x->t->map_used = maps + 1;
+			tx_interp(x, i->offset);
+			break;
+		}
+		account(x, i);
+	}
+	if (!x->ended) {
+		int next = x->insn[x->count - 1].next;
+
+		x->n = x->count - 1;
+		if (next < 4096) {
+			tx_branch(x, -1, next);
+		} else {
+			emit_load(&x->m, S1, mem_abs(&x->t->hot.code_base));
+			emit_lea(&x->m, S1, mem_base(S1, next));
+			tx_jump(x, next, 0, false);
+		}
+	}
+	emit_stubs(x);
+}
+
+uint32_t translate_block(struct engine *e, struct block *b, unsigned view)
+{
+	struct translator *t = e->translator;
+	struct tx x;
+	struct tb *tb;
+
+	if (t->tb_used == TB_MAX || t->code_used + BLOCK_CODE_MAX > CODE_SIZE || t->site_used + 256 > SITE_MAX ||
+		t->map_used + 256 > MAP_MAX)
+		translator_reset(e);
+	x.e = e;
+	x.t = t;
+	x.view = view;
+	x.tb = t->tb_used;
+	x.count = x.n = x.stub_count = 0;
+	x.holds[0] = x.holds[1] = -1;
+	x.drift[0] = x.drift[1] = 0;
+	x.last = 0;
+	x.gated = x.ended = x.failed = false;
+	x.start = t->write + t->code_used;
+	x.m.p = x.start;
+	x.m.run = (uintptr_t)t->execute - (uintptr_t)t->write;
+	tb = &t->tbs[t->tb_used];
+	*tb = (struct tb){ .block = (uint32_t)(b - e->blocks->blocks), .code = t->code_used, .map = t->map_used,
+		.first_site = t->site_used, .view = (uint8_t)x.view };
+	if (!decode_all(&x, b))
+		return 0;
+	find_live_flags(&x);
+	emit_block(&x, b);
+	if (x.failed) {
+		t->map_used = tb->map;
+		t->site_used = tb->first_site;
+		return 0;
+	}
+	/* What drop_tb() writes must fit. */
+	while (x.m.p - x.start < TB_SIZE_MIN)
+		emit8(&x.m, 0x90);
+	tb->size = (uint32_t)(x.m.p - x.start);
+	tb->maps = t->map_used - tb->map;
+	tb->sites = t->site_used - tb->first_site;
+	t->code_used += (tb->size + 15) & ~15u;
+	t->tb_used++;
+	e->stats->blocks_translated++;
+	return t->tb_used;
+}

@@ -1,0 +1,240 @@
+/*
+ * The translator's inside (docs/translator.md). All of it lies below 2 GiB, so that emitted code reaches it by absolute addresses.
+ *
+ *   translate.c       a decoded block → host code: flags, registers, exits, the fault map
+ *   translate_mem.c   how an operand's address is formed, checked and reached
+ *   translate_insn.c  which instructions are copied, which have code of their own; the rest is left to the interpreter
+ *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
+ *   code_cache.c      memory for code and tables; dropping blocks
+ *
+ * Registers while translated code runs:
+ *
+ *   RAX…R9, R12…R15   the guest's
+ *   RSP               the guest's + hot.rsp_delta: always in a region of the shadow or in its guards
+ *   R10, R11          scratch; the guest's are in cpu_state.gpr
+ *   status flags      the guest's; DF is 0; IF and the others are in cpu_state.rflags
+ *   XMM, YMM, MXCSR   the guest's if hot.fp_gate lets them in, else nobody's
+ */
+#ifndef ENGINE_TRANSLATE_H
+#define ENGINE_TRANSLATE_H
+
+#include "engine/blocks.h"
+#include "engine/reencode.h"
+#include "engine/shadow.h"
+
+#define S1 R10
+#define S2 R11
+#define SCRATCH(reg) (1u << (reg))
+
+#define CODE_SIZE (32u << 20)
+#define TB_MAX (1u << 17)
+#define SITE_MAX (1u << 19)
+#define MAP_MAX (1u << 21)
+#define JUMPS 65536u
+#define TB_SIZE_MIN 16		/* host bytes of one block at least */
+#define DRIFT_MAX (1 << 30)	/* bytes that a base register may be stepped while its delta is held */
+#define BLOCK_CODE_MAX 16384u /* host bytes of one block at most */
+
+/* What emitted code reads and writes. */
+struct hot {
+	uint64_t code_base;	     /* gva of the page that runs */
+	uint64_t code_host;	     /* where the shadow has it */
+	uint64_t rsp_delta, rsp_neg; /* and its negative */
+	uint64_t rsp_key, rsp_key_neg; /* guest RSP >> 39; its negative */
+	uint64_t high_mask;	     /* bits 63:39, for PEXT */
+	uint64_t seg_host[2];	     /* FS, GS base + the delta of its slot */
+	uint64_t salt[SHADOW_VIEWS]; /* of the jump cache's keys */
+	uint64_t target;	     /* of the indirect jump under way */
+	uint64_t save;		     /* RCX, while the jump cache is looked up; RAX, while flags are kept */
+	uint64_t exit_site;
+	uint64_t scratch[2];	     /* R10, R11 at a fault */
+	uint64_t rsp_host;
+	uint64_t c_rsp;
+	uint64_t flags;		     /* ax form of operand.h */
+	uint64_t enter_pc;
+	uint64_t slot_mask;	     /* bits 47:39, for PEXT */
+	uint64_t fp_gate;
+	uint64_t fp_loaded;	     /* the guest's vector state is in the host's registers */
+	/* The jump cache: negated key, host code, code_base, code_host. */
+	uint64_t tag[JUMPS], code[JUMPS], base[JUMPS], host[JUMPS];
+};
+
+enum site_kind {
+	SITE_CHAIN,  /* direct, in the page: `offset`; the branch can be patched */
+	SITE_INTERP, /* the interpreter does the instruction at `offset` */
+	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by */
+	SITE_FP,     /* the vector state is wanted; go on at hot.scratch[0] */
+};
+
+/* Sites of the fixed code. */
+#define SITE_LOST 0u
+#define SITE_GATE 1u
+
+/* A way out of a block. */
+struct site {
+	uint32_t patch;	   /* offset of the branch's displacement in the cache (SITE_CHAIN) */
+	uint32_t stub;	   /* where it leads when not chained */
+	uint32_t tb;
+	uint32_t next;	   /* among those chained to the same block: index + 1 */
+	int16_t undo;
+	int16_t offset;	   /* in the page; may be 4096 */
+	uint8_t kind;
+	bool chained;
+	uint32_t target;   /* tb, while chained */
+};
+
+/* A translated block. */
+struct tb {
+	uint32_t block;	      /* index in block_cache */
+	uint32_t code, size;  /* in the cache */
+	uint32_t map, maps;   /* its part of the fault map */
+	uint32_t incoming;    /* site index + 1 */
+	uint32_t first_site, sites;
+	uint8_t view;
+	bool dead;	      /* its first bytes are an exit now; its sites are not patched any more */
+};
+
+/* From host code to guest instruction: valid up to the next entry. */
+struct map_entry {
+	uint32_t host;	/* offset from the block's code */
+	int16_t offset; /* of the instruction in the page; MAP_TARGET: the guest is at hot.target */
+	uint8_t poll;	/* between instructions: nothing of `offset` has happened yet */
+};
+#define MAP_TARGET INT16_MIN
+
+struct translator {
+	struct hot hot;
+	/* Set at create. */
+	uint8_t *write;	      /* the code, writable */
+	uint8_t *execute;     /* the same, executable */
+	uint8_t *poll;	      /* hva of the page that polls read; what follows it faults */
+	uint32_t enter, leave, leave_fault, gate_open, gate_closed, lost; /* offsets of the fixed code */
+	uint32_t fixed;	      /* end of it */
+	/* While running. */
+	uint32_t code_used, tb_used, site_used, map_used;
+	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
+	bool jump_from;	      /* it was left by SITE_TARGET */
+	bool nonglobal_jumps; /* the jump cache has supervisor targets that a CR3 write may change */
+	bool interp_next;     /* the next instruction is the interpreter's */
+	bool faulted;
+	unsigned fp_warm;     /* entries that still load the vector state in advance */
+	uint64_t fault_hva;
+	uint64_t fault_pc;
+	bool fault_write;
+	int fault_signal;
+	uint64_t changes, upper_changes; /* of the deltas, as seen */
+	uint64_t generation[SHADOW_VIEWS];
+	uint64_t jump_pages[64]; /* bit by hashed page: the jump cache may have targets in it */
+	struct tb *tbs;
+	struct site *sites;
+	struct map_entry *map;
+	/* Of the block that is being profiled and translated. */
+	uint16_t seen[32];    /* slot + 1 of each instruction's operand; 0 unknown */
+};
+
+/* --- code_cache.c --- */
+/* After the shadow; without one there is no translator. 0 or −errno: the engine interprets. */
+int translator_create(struct engine *e);
+void translator_destroy(struct engine *e);
+/* Forgets all code. */
+void translator_reset(struct engine *e);
+/* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
+void translator_drop_block(struct engine *e, const struct block *b);
+/* Jump cache entries must not be used: all, or those whose target lies in the page. */
+void translator_forget(struct engine *e, bool user, bool supervisor);
+void translator_forget_page(struct engine *e, uint64_t gva);
+unsigned translator_page_hash(uint64_t gva);
+/* Lets `site` go to `tb` directly, or to its stub again. */
+void site_chain(struct translator *t, uint32_t site, uint32_t tb);
+void site_unchain(struct translator *t, uint32_t site);
+
+/* --- translate_run.c --- */
+/*
+ * One step of the main loop at the block b, which is at RIP: runs translated code (DID_RUN: look again), or profiles and
+ * translates. DID_NOTHING: the caller interprets the block; DID_LEAVE_ONE: its first instruction alone.
+ */
+enum translator_did { DID_NOTHING, DID_RUN, DID_LEAVE_ONE };
+enum translator_did translator_step(struct engine *e, struct block *b);
+void translator_emit_fixed(struct engine *e);
+/* From the signal handler. True: it was translated code, and the context has been changed to leave it. */
+bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext);
+
+/* --- translate.c --- */
+/* Translates a block for the current view; its tb index + 1, or 0 when not possible. */
+uint32_t translate_block(struct engine *e, struct block *b, unsigned view);
+
+/* One instruction as the translator looks at it. */
+struct tx_insn {
+	struct decoded d;
+	const uint8_t *bytes;
+	int offset, next;	 /* in the page */
+	uint32_t written;	 /* general registers, a bit each */
+	uint32_t used;		 /* explicit register operands, not those of addresses */
+	uint32_t flags_read, flags_written;
+	uint32_t flags_live;	 /* before it: may not be destroyed */
+	int memory;		 /* index of the ModRM memory operand, −1 none */
+	bool high, vector;
+};
+
+enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL };
+/* Code that stands behind the block. */
+struct tx_stub {
+	uint8_t *from;		 /* displacement that leads to it */
+	enum stub_kind kind;
+	uint32_t site;
+	const uint8_t *back;	 /* STUB_LOOKUP: where it returns */
+	int src, dst;
+	int offset;		 /* STUB_POLL: where it goes */
+};
+
+#define TX_STUBS 192
+/* The translation under way. */
+struct tx {
+	struct engine *e;
+	struct translator *t;
+	struct emit m;
+	uint8_t *start;
+	unsigned view;
+	uint32_t tb;
+	unsigned count, n;
+	struct tx_insn insn[32];
+	struct tx_stub stubs[TX_STUBS];
+	unsigned stub_count;
+	/* Which base register's slot delta a scratch register holds; −1. */
+	int holds[2];
+	int64_t drift[2];
+	int last;		 /* the scratch register used last: 0 S1, 1 S2 */
+	bool gated;		 /* the vector state has been asked for */
+	bool ended, failed;
+};
+
+uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo);
+void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site);
+void tx_map(struct tx *x, int offset, bool poll);
+/* A patchable branch to `offset` of the page; cc −1: always. */
+void tx_branch(struct tx *x, int cc, int offset);
+/* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
+void tx_jump(struct tx *x, int offset, int undo, bool poll);
+/* Leaves to the interpreter before the instruction. */
+void tx_interp(struct tx *x, int offset);
+/* Scratch registers have lost what they held. */
+void tx_clobber(struct tx *x, unsigned scratch);
+
+/* --- translate_mem.c --- */
+/* Forms the operand of the current instruction. data: scratch registers that it must leave free. False: not possible. */
+bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, struct emit_mem *out);
+/* guest address (flat, not yet checked) of the operand → scratch register `to`; `other` may be destroyed. */
+void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other);
+/*
+ * The guest address in S1 is in RSP's slot afterwards, else the interpreter does the instruction: S2 is the slot's delta. No
+ * register of the guest has changed.
+ */
+void tx_check_rsp(struct tx *x, uint32_t flags_live);
+void tx_get_rsp(struct tx *x, int to, int32_t disp);
+
+/* --- translate_insn.c --- */
+void tx_examine(struct tx *x, struct tx_insn *i);
+/* Emits it. False: the interpreter must do it. */
+bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
+
+#endif

@@ -1,0 +1,626 @@
+/*
+ * What becomes of each instruction. Only mnemonics that are listed here are copied (their operands rewritten); those
+ * with effects on RSP, RIP or implicit memory have code of their own; the interpreter does the rest. So an instruction that nobody has thought of
+ * can't do harm.
+ */
+#include "engine/native.h"
+#include "engine/translate.h"
+
+#define RSP_STEP_MAX 65536
+
+static bool is_copied(ZydisMnemonic mnemonic)
+{
+	switch (mnemonic) {
+	case ZYDIS_MNEMONIC_MOV: case ZYDIS_MNEMONIC_MOVZX: case ZYDIS_MNEMONIC_MOVSX: case ZYDIS_MNEMONIC_MOVSXD:
+	case ZYDIS_MNEMONIC_MOVBE: case ZYDIS_MNEMONIC_MOVNTI: case ZYDIS_MNEMONIC_BSWAP:
+	case ZYDIS_MNEMONIC_ADD: case ZYDIS_MNEMONIC_OR: case ZYDIS_MNEMONIC_ADC: case ZYDIS_MNEMONIC_SBB:
+	case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_SUB: case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_CMP:
+	case ZYDIS_MNEMONIC_TEST: case ZYDIS_MNEMONIC_INC: case ZYDIS_MNEMONIC_DEC: case ZYDIS_MNEMONIC_NEG:
+	case ZYDIS_MNEMONIC_NOT: case ZYDIS_MNEMONIC_ADCX: case ZYDIS_MNEMONIC_ADOX:
+	case ZYDIS_MNEMONIC_SHL: case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR: case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL: case ZYDIS_MNEMONIC_RCR: case ZYDIS_MNEMONIC_SHLD:
+	case ZYDIS_MNEMONIC_SHRD: case ZYDIS_MNEMONIC_IMUL: case ZYDIS_MNEMONIC_MUL: case ZYDIS_MNEMONIC_DIV:
+	case ZYDIS_MNEMONIC_IDIV: case ZYDIS_MNEMONIC_CBW: case ZYDIS_MNEMONIC_CWDE: case ZYDIS_MNEMONIC_CDQE:
+	case ZYDIS_MNEMONIC_CWD: case ZYDIS_MNEMONIC_CDQ: case ZYDIS_MNEMONIC_CQO:
+	case ZYDIS_MNEMONIC_XCHG: case ZYDIS_MNEMONIC_CMPXCHG: case ZYDIS_MNEMONIC_XADD:
+	case ZYDIS_MNEMONIC_CMPXCHG8B: case ZYDIS_MNEMONIC_CMPXCHG16B:
+	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_BSF: case ZYDIS_MNEMONIC_BSR: case ZYDIS_MNEMONIC_TZCNT: case ZYDIS_MNEMONIC_LZCNT:
+	case ZYDIS_MNEMONIC_POPCNT: case ZYDIS_MNEMONIC_ANDN: case ZYDIS_MNEMONIC_BEXTR: case ZYDIS_MNEMONIC_BLSI:
+	case ZYDIS_MNEMONIC_BLSR: case ZYDIS_MNEMONIC_BLSMSK: case ZYDIS_MNEMONIC_BZHI: case ZYDIS_MNEMONIC_PDEP:
+	case ZYDIS_MNEMONIC_PEXT: case ZYDIS_MNEMONIC_RORX: case ZYDIS_MNEMONIC_SARX: case ZYDIS_MNEMONIC_SHLX:
+	case ZYDIS_MNEMONIC_SHRX: case ZYDIS_MNEMONIC_MULX: case ZYDIS_MNEMONIC_CRC32:
+	case ZYDIS_MNEMONIC_LAHF: case ZYDIS_MNEMONIC_SAHF: case ZYDIS_MNEMONIC_CLC: case ZYDIS_MNEMONIC_STC:
+	case ZYDIS_MNEMONIC_CMC: case ZYDIS_MNEMONIC_LFENCE: case ZYDIS_MNEMONIC_MFENCE: case ZYDIS_MNEMONIC_SFENCE:
+	case ZYDIS_MNEMONIC_PAUSE:
+		return true;
+	default:
+		return mnemonic >= ZYDIS_MNEMONIC_SETB && mnemonic <= ZYDIS_MNEMONIC_SETZ && mnemonic != ZYDIS_MNEMONIC_SETSSBSY;
+	}
+}
+
+static bool is_cmov(const ZydisDecodedInstruction *z)
+{
+	return z->opcode_map == ZYDIS_OPCODE_MAP_0F && (z->opcode & 0xf0) == 0x40 &&
+		z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+}
+
+static bool is_nothing(ZydisMnemonic mnemonic)
+{
+	switch (mnemonic) {
+	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_ENDBR64:
+	case ZYDIS_MNEMONIC_PREFETCHT0:
+	case ZYDIS_MNEMONIC_PREFETCHT1:
+	case ZYDIS_MNEMONIC_PREFETCHT2:
+	case ZYDIS_MNEMONIC_PREFETCHNTA:
+	case ZYDIS_MNEMONIC_PREFETCHW:
+	case ZYDIS_MNEMONIC_PREFETCH:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* The status flags that an instruction surely writes: not those of a shift whose count may be 0. */
+static uint32_t surely_written(const struct decoded *d, uint32_t written)
+{
+	const ZydisDecodedOperand *count = &d->op[1];
+
+	switch (d->insn.mnemonic) {
+	case ZYDIS_MNEMONIC_RCL:
+	case ZYDIS_MNEMONIC_RCR:
+		return 0;
+	case ZYDIS_MNEMONIC_SHLD:
+	case ZYDIS_MNEMONIC_SHRD:
+		count = &d->op[2];
+		/* fall through */
+	case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_SHR:
+	case ZYDIS_MNEMONIC_SAR:
+	case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR:
+		if (count->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+			return 0;
+		return count->imm.value.u & (d->insn.operand_width == 64 ? 63 : 31) ? written : 0;
+	default:
+		return d->insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE) &&
+			d->insn.meta.category == ZYDIS_CATEGORY_STRINGOP ? 0 : written;
+	}
+}
+
+void tx_examine(struct tx *x, struct tx_insn *i)
+{
+	const struct decoded *d = &i->d;
+	const ZydisAccessedFlags *f = d->insn.cpu_flags;
+
+	i->memory = -1;
+	for (unsigned n = 0; n < d->insn.operand_count; n++) {
+		const ZydisDecodedOperand *op = &d->op[n];
+
+		if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+				i->memory = (int)n;
+		} else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+			bool high;
+			int reg = decode_gpr(op->reg.value, &high);
+
+			if (reg < 0)
+				continue;
+			if (high) {
+				i->high = true;
+				reg -= 4;
+			}
+			if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+				i->written |= 1u << reg;
+			if (op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+				i->used |= 1u << reg;
+		}
+	}
+	if (!f)
+		return;
+	i->flags_read = f->tested & FLAGS_STATUS;
+	i->flags_written = surely_written(d, (f->modified | f->set_0 | f->set_1 | f->undefined) & FLAGS_STATUS);
+}
+
+/* --- pieces --- */
+
+static struct emit_mem home(struct tx *x, int reg)
+{
+	return mem_abs(&x->e->cpu->gpr[reg]);
+}
+
+static uint32_t live_after(const struct tx *x)
+{
+	return x->n + 1 < x->count ? x->insn[x->n + 1].flags_live : (uint32_t)FLAGS_STATUS;
+}
+
+/* RSP has been stepped without an access: one keeps it near its slot, unless the next instruction is one. */
+static void touch_stack(struct tx *x, const struct tx_insn *i)
+{
+	if (x->n + 1 < x->count) {
+		switch (x->insn[x->n + 1].d.insn.mnemonic) {
+		case ZYDIS_MNEMONIC_PUSH:
+		case ZYDIS_MNEMONIC_POP:
+		case ZYDIS_MNEMONIC_CALL:
+		case ZYDIS_MNEMONIC_RET:
+			return;
+		default:
+			break;
+		}
+	}
+	tx_map(x, i->next, false);
+	tx_clobber(x, SCRATCH(S1));
+	emit_load(&x->m, S1, mem_base(RSP, 0));
+}
+
+/* --- instructions with an RSP operand --- */
+
+static bool step_rsp(struct tx *x, struct tx_insn *i)
+{
+	static const uint8_t map[16] = { 0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	int64_t step = i->d.op[1].imm.value.s;
+
+	if (i->d.insn.mnemonic == ZYDIS_MNEMONIC_SUB)
+		step = -step;
+	if (step > RSP_STEP_MAX || step < -RSP_STEP_MAX)
+		return false;
+	if (live_after(x) & i->flags_written) {
+		tx_get_rsp(x, S1, 0);
+		reencode(&x->m, &i->d, i->bytes, NULL, map);
+	}
+	emit_lea(&x->m, RSP, mem_base(RSP, (int32_t)step));
+	touch_stack(x, i);
+	return true;
+}
+
+/* S1 is what RSP shall be. */
+static void set_rsp(struct tx *x, uint32_t live)
+{
+	tx_check_rsp(x, live);
+	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 0 });
+}
+
+/* Instructions that write RSP as an explicit operand. */
+static bool write_rsp(struct tx *x, struct tx_insn *i)
+{
+	static const uint8_t map[16] = { 0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	const ZydisDecodedOperand *src = &i->d.op[1];
+	bool high;
+	int reg;
+
+	if (i->d.insn.operand_width != 64 || i->memory >= 0 || i->d.op[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
+		i->d.op[0].reg.value != ZYDIS_REGISTER_RSP)
+		return false;
+	switch (i->d.insn.mnemonic) {
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_SUB:
+		return src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && step_rsp(x, i);
+	case ZYDIS_MNEMONIC_AND:
+		if (src->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+			return false;
+		tx_get_rsp(x, S1, 0);
+		reencode(&x->m, &i->d, i->bytes, NULL, map);
+		set_rsp(x, FLAGS_STATUS & live_after(x));
+		touch_stack(x, i);
+		return true;
+	case ZYDIS_MNEMONIC_MOV:
+		if (src->type != ZYDIS_OPERAND_TYPE_REGISTER)
+			return false;
+		reg = decode_gpr(src->reg.value, &high);
+		if (reg < 0 || reg == RSP)
+			return false;
+		tx_clobber(x, SCRATCH(S1));
+		if (reg == S1 || reg == S2)
+			emit_load(&x->m, S1, home(x, reg));
+		else
+			emit_move(&x->m, S1, reg);
+		set_rsp(x, i->flags_live);
+		touch_stack(x, i);
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* --- copied instructions --- */
+
+/* Byte registers 4..7 are AH..BH where there is no REX prefix; nothing is mapped then. */
+static bool copy(struct tx *x, struct tx_insn *i)
+{
+	uint8_t map[16];
+	struct emit_mem memory = { NO_REG, NO_REG, 0, 0 };
+	unsigned data = 0;
+
+	if (i->written & 1u << RSP)
+		return write_rsp(x, i);
+	for (unsigned n = 0; n < 16; n++)
+		map[n] = (uint8_t)n;
+	data = i->used & (SCRATCH(S1) | SCRATCH(S2));
+	if (i->used & 1u << RSP) {
+		if (i->high || (data & SCRATCH(S1)) || (data && i->memory >= 0))
+			return false;
+		map[RSP] = S1;
+		data |= SCRATCH(S1);
+	}
+	if (i->memory >= 0 && !tx_operand(x, &i->d.op[i->memory], data, &memory))
+		return false;
+	if (!reencode_possible(&i->d, i->high, i->memory >= 0 ? &memory : NULL))
+		return false;
+	tx_clobber(x, data);
+	for (int s = S1; s <= S2; s++) {
+		if (!(data & SCRATCH(s)))
+			continue;
+		if (s == S1 && map[RSP] == S1)
+			tx_get_rsp(x, S1, 0);
+		else
+			emit_load(&x->m, s, home(x, s));
+	}
+	reencode(&x->m, &i->d, i->bytes, &memory, map);
+	for (int s = S1; s <= S2; s++)
+		if (i->written & 1u << s)
+			emit_store(&x->m, s, home(x, s));
+	return true;
+}
+
+/* BT with a register's bit of memory reaches far from its operand: the quadword is addressed, then its bit is tested. */
+static bool bit_test(struct tx *x, struct tx_insn *i)
+{
+	static const uint8_t map[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+
+	if (i->memory >= 0 && i->d.op[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
+		return false;
+	(void)map;
+	return copy(x, i);
+}
+
+static bool load_address(struct tx *x, struct tx_insn *i)
+{
+	const ZydisDecodedOperand *op = &i->d.op[1];
+	unsigned width = i->d.insn.operand_width;
+	bool high;
+	int dst = decode_gpr(i->d.op[0].reg.value, &high);
+	int32_t disp = op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0;
+	bool plain = op->mem.segment != ZYDIS_REGISTER_FS && op->mem.segment != ZYDIS_REGISTER_GS;
+	ZydisDecodedOperand flat = *op;
+
+	if (dst < 0 || width < 32 || i->d.insn.address_width != 64)
+		return false;
+	/* LEA knows no segments. */
+	if (!plain)
+		flat.mem.segment = ZYDIS_REGISTER_DS;
+	if (dst == RSP) {
+		if (width != 64)
+			return false;
+		if (op->mem.base == ZYDIS_REGISTER_RSP && op->mem.index == ZYDIS_REGISTER_NONE) {
+			if (disp > RSP_STEP_MAX || disp < -RSP_STEP_MAX)
+				return false;
+			emit_lea(&x->m, RSP, mem_base(RSP, disp));
+		} else {
+			tx_effective(x, &flat, S1, S2);
+			set_rsp(x, i->flags_live);
+		}
+		touch_stack(x, i);
+		return true;
+	}
+	if (width == 64 && dst != S1 && dst != S2 && op->mem.index == ZYDIS_REGISTER_NONE) {
+		if (op->mem.base == ZYDIS_REGISTER_RIP) {
+			emit_load(&x->m, dst, mem_abs(&x->t->hot.code_base));
+			emit_lea(&x->m, dst, mem_base(dst, i->next + disp));
+			return true;
+		}
+		if (op->mem.base == ZYDIS_REGISTER_RSP) {
+			emit_load(&x->m, dst, mem_abs(&x->t->hot.rsp_neg));
+			emit_lea(&x->m, dst, (struct emit_mem){ RSP, dst, 0, disp });
+			return true;
+		}
+	}
+	tx_effective(x, &flat, S1, S2);
+	if (width == 32) {
+		/* mov %r10d, dst */
+		int to = dst == S1 || dst == S2 ? S1 : dst;
+
+		emit8(&x->m, 0x44 | (to >= 8 ? 1 : 0));
+		emit8(&x->m, 0x89);
+		emit8(&x->m, 0xc0 | (S1 & 7) << 3 | ((unsigned)to & 7));
+		if (to == dst && dst != S1)
+			return true;
+	} else if (dst != S1 && dst != S2) {
+		emit_move(&x->m, dst, S1);
+		return true;
+	}
+	emit_store(&x->m, S1, home(x, dst));
+	return true;
+}
+
+/* --- stack --- */
+
+static bool push(struct tx *x, struct tx_insn *i)
+{
+	const ZydisDecodedOperand *op = &i->d.op[0];
+	struct emit_mem memory;
+	bool high;
+	int reg;
+
+	if (i->d.insn.operand_width != 64)
+		return false;
+	if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+		emit8(&x->m, 0x68);
+		emit32(&x->m, (uint32_t)op->imm.value.s);
+		return true;
+	}
+	if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+		if (i->memory < 0 || !tx_operand(x, op, 0, &memory))
+			return false;
+		tx_clobber(x, SCRATCH(S1));
+		emit_load(&x->m, S1, memory);
+		emit_push(&x->m, S1);
+		return true;
+	}
+	reg = decode_gpr(op->reg.value, &high);
+	if (reg < 0)
+		return false;
+	if (reg == RSP) {
+		tx_get_rsp(x, S1, 0);
+		emit_push(&x->m, S1);
+	} else if (reg == S1 || reg == S2) {
+		emit_group5(&x->m, GROUP5_PUSH, home(x, reg));
+	} else {
+		emit_push(&x->m, reg);
+	}
+	return true;
+}
+
+static bool pop(struct tx *x, struct tx_insn *i)
+{
+	const ZydisDecodedOperand *op = &i->d.op[0];
+	bool high;
+	int reg;
+
+	if (i->d.insn.operand_width != 64 || op->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return false;
+	reg = decode_gpr(op->reg.value, &high);
+	if (reg < 0 || reg == RSP)
+		return false;
+	if (reg == S1 || reg == S2) {
+		tx_clobber(x, SCRATCH(S1));
+		emit_pop(&x->m, S1);
+		emit_store(&x->m, S1, home(x, reg));
+	} else {
+		emit_pop(&x->m, reg);
+	}
+	return true;
+}
+
+static bool leave(struct tx *x, struct tx_insn *i)
+{
+	if (i->d.insn.operand_width != 64)
+		return false;
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
+	emit_move(&x->m, S1, RBP);
+	tx_check_rsp(x, i->flags_live);
+	emit_load(&x->m, RBP, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 8 });
+	return true;
+}
+
+/* --- control flow --- */
+
+/* S1 = the address `offset` of the page. */
+static void page_address(struct tx *x, int to, int offset)
+{
+	tx_clobber(x, SCRATCH(to));
+	emit_load(&x->m, to, mem_abs(&x->t->hot.code_base));
+	emit_lea(&x->m, to, mem_base(to, offset));
+}
+
+static void go_direct(struct tx *x, struct tx_insn *i, int64_t target, int undo)
+{
+	if (target >= 0 && target < 4096) {
+		tx_branch(x, -1, (int)target);
+	} else {
+		page_address(x, S1, (int)target);
+		tx_jump(x, i->offset, undo, target <= i->offset);
+	}
+	x->ended = true;
+}
+
+static bool relative_target(const struct tx_insn *i, int64_t *target)
+{
+	const ZydisDecodedOperand *op = &i->d.op[0];
+
+	if (op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !op->imm.is_relative)
+		return false;
+	*target = i->next + op->imm.value.s;
+	return *target == (int32_t)*target;
+}
+
+static bool load_target(struct tx *x, struct tx_insn *i)
+{
+	const ZydisDecodedOperand *op = &i->d.op[0];
+	struct emit_mem memory;
+	bool high;
+	int reg;
+
+	if (i->d.insn.operand_width != 64)
+		return false;
+	if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+		if (i->memory < 0 || !tx_operand(x, op, 0, &memory))
+			return false;
+		tx_clobber(x, SCRATCH(S1));
+		emit_load(&x->m, S1, memory);
+		return true;
+	}
+	if (op->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return false;
+	reg = decode_gpr(op->reg.value, &high);
+	if (reg < 0 || reg == RSP)
+		return false;
+	tx_clobber(x, SCRATCH(S1));
+	if (reg == S1 || reg == S2)
+		emit_load(&x->m, S1, home(x, reg));
+	else
+		emit_move(&x->m, S1, reg);
+	return true;
+}
+
+static bool is_plain_branch(const struct tx_insn *i)
+{
+	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && !(i->d.insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
+}
+
+static bool jump(struct tx *x, struct tx_insn *i)
+{
+	int64_t target;
+
+	if (!is_plain_branch(i))
+		return false;
+	if (relative_target(i, &target)) {
+		go_direct(x, i, target, 0);
+		return true;
+	}
+	if (!load_target(x, i))
+		return false;
+	tx_jump(x, i->offset, 0, true);
+	x->ended = true;
+	return true;
+}
+
+static bool call(struct tx *x, struct tx_insn *i)
+{
+	int64_t target;
+
+	if (!is_plain_branch(i))
+		return false;
+	if (relative_target(i, &target)) {
+		page_address(x, S1, i->next);
+		emit_push(&x->m, S1);
+		go_direct(x, i, target, -8);
+		return true;
+	}
+	if (!load_target(x, i))
+		return false;
+	page_address(x, S2, i->next);
+	emit_push(&x->m, S2);
+	tx_jump(x, i->offset, -8, true);
+	x->ended = true;
+	return true;
+}
+
+static bool ret(struct tx *x, struct tx_insn *i)
+{
+	const ZydisDecodedOperand *op = &i->d.op[0];
+	int extra = 0;
+
+	if (!is_plain_branch(i))
+		return false;
+	if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+		extra = (int)op->imm.value.u;
+	if (extra > 30000)
+		return false;
+	tx_clobber(x, SCRATCH(S1));
+	emit_pop(&x->m, S1);
+	if (extra)
+		emit_lea(&x->m, RSP, mem_base(RSP, extra));
+	tx_jump(x, i->offset, 8 + extra, true);
+	x->ended = true;
+	return true;
+}
+
+static bool is_jcc(const ZydisDecodedInstruction *z)
+{
+	return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+		((z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xf0) == 0x70) ||
+			(z->opcode_map == ZYDIS_OPCODE_MAP_0F && (z->opcode & 0xf0) == 0x80));
+}
+
+static bool jump_if(struct tx *x, struct tx_insn *i)
+{
+	int64_t target;
+	unsigned cc = i->d.insn.opcode & 15;
+	uint8_t *skip;
+
+	if (!is_plain_branch(i) || !relative_target(i, &target))
+		return false;
+	if (target >= 0 && target < 4096) {
+		tx_branch(x, (int)cc, (int)target);
+	} else {
+		skip = emit_jcc(&x->m, cc ^ 1);
+		page_address(x, S1, (int)target);
+		tx_jump(x, i->offset, 0, target <= i->offset);
+		emit_patch(skip, x->m.p);
+	}
+	go_direct(x, i, i->next, 0);
+	return true;
+}
+
+/* The vector registers are the guest's once the gate has been passed. */
+static void pass_gate(struct tx *x)
+{
+	if (x->gated)
+		return;
+	x->gated = true;
+	tx_clobber(x, SCRATCH(S1));
+	/* lea 7+jmp(%rip), %r10; jmp *gate: eight bytes of FF 24 25 disp32 less one */
+	emit8(&x->m, 0x4c);
+	emit8(&x->m, 0x8d);
+	emit8(&x->m, 0x15);
+	emit32(&x->m, 7);
+	emit_group5(&x->m, GROUP5_JMP, mem_abs(&x->t->hot.fp_gate));
+}
+
+bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
+{
+	const struct native_op *native = decoded->native;
+
+	if (decoded->fn == op_undefined || (i->d.insn.address_width != 64 && (i->memory >= 0)))
+		return false;
+	if (native && (native->flags & (NATIVE_SSE | NATIVE_AVX)) && !(native->flags & (NATIVE_X87 | NATIVE_MMX))) {
+		if (i->written & 1u << RSP)
+			return false;
+		pass_gate(x);
+		return copy(x, i);
+	}
+	switch (i->d.insn.mnemonic) {
+	case ZYDIS_MNEMONIC_JMP:
+		return jump(x, i);
+	case ZYDIS_MNEMONIC_CALL:
+		return call(x, i);
+	case ZYDIS_MNEMONIC_RET:
+		return ret(x, i);
+	case ZYDIS_MNEMONIC_PUSH:
+		return push(x, i);
+	case ZYDIS_MNEMONIC_POP:
+		return pop(x, i);
+	case ZYDIS_MNEMONIC_LEAVE:
+		return leave(x, i);
+	case ZYDIS_MNEMONIC_LEA:
+		return load_address(x, i);
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
+		return bit_test(x, i);
+	case ZYDIS_MNEMONIC_MOV:
+		/* Segment, control and debug registers; addresses in the instruction. */
+		for (unsigned n = 0; n < 2; n++) {
+			const ZydisDecodedOperand *op = &i->d.op[n];
+			bool high;
+
+			if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && decode_gpr(op->reg.value, &high) < 0)
+				return false;
+			if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM)
+				return false;
+		}
+		return copy(x, i);
+	default:
+		break;
+	}
+	if (is_jcc(&i->d.insn))
+		return jump_if(x, i);
+	if (is_nothing(i->d.insn.mnemonic))
+		return true;
+	if (is_cmov(&i->d.insn) || is_copied(i->d.insn.mnemonic))
+		return copy(x, i);
+	return false;
+}

@@ -1,0 +1,514 @@
+/*
+ * Running translated code: the fixed code that enters and leaves it, the step of the main loop that decides what runs, and
+ * the repair of faults.
+ *
+ * Code is left in one of two ways. By an exit: it stores its site's number and jumps to the fixed code, which writes the registers
+ * back. Or by a signal: the handler copies the registers from its context and returns to the fixed code's tail. Either way
+ * enter() returns, and leave_code() makes the architectural state of it: then nothing is in flight, and the main loop goes on as after
+ * any block.
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <ucontext.h>
+
+#include "engine/operand.h"
+#include "engine/translate.h"
+
+#define HEAT 16		/* interpretations before a block is translated */
+#define FP_WARM 64
+#define XSAVE_BV_OFFSET 512
+#define XSTATE_VECTOR 6u /* SSE, AVX */
+
+/* --- fixed code --- */
+
+static const int moved[] = { RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R12, R13, R14, R15 };
+static const int saved[] = { RBX, RBP, R12, R13, R14, R15 };
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+static void emit_bytes(struct emit *m, const char *bytes, unsigned size)
+{
+	memcpy(m->p, bytes, size);
+	m->p += size;
+}
+
+/* XRSTOR or XSAVE (0F AE /digit, REX.W) of the vector state: destroys RAX, RDX. */
+static void emit_xstate(struct emit *m, struct engine *e, int digit)
+{
+	emit_bytes(m, "\xb8\x06\x00\x00\x00\x31\xd2", 7); /* mov $6, %eax; xor %edx, %edx */
+	emit_bytes(m, "\x48\x0f\xae", 3);
+	emit_modrm_mem(m, digit, mem_abs(e->cpu->xsave));
+}
+
+/* Skips what follows unless the vector state is loaded: the result is to be patched. Destroys flags. */
+static uint8_t *emit_if_loaded(struct emit *m, struct hot *h)
+{
+	emit8(m, 0x80); /* cmpb $0, fp_loaded */
+	emit_modrm_mem(m, 7, mem_abs(&h->fp_loaded));
+	emit8(m, 0);
+	return emit_jcc(m, 4);
+}
+
+static void emit_enter(struct emit *m, struct engine *e)
+{
+	struct hot *h = &e->translator->hot;
+	uint8_t *skip;
+
+	for (unsigned n = 0; n < COUNT(saved); n++)
+		emit_push(m, saved[n]);
+	emit_store(m, RSP, mem_abs(&h->c_rsp));
+	skip = emit_if_loaded(m, h);
+	emit_xstate(m, e, 5);
+	emit_patch(skip, m->p);
+	emit_load(m, RAX, mem_abs(&h->flags));
+	emit_bytes(m, "\x04\x7f\x9e", 3); /* add $127, %al; sahf */
+	for (unsigned n = 0; n < COUNT(moved); n++)
+		emit_load(m, moved[n], mem_abs(&e->cpu->gpr[moved[n]]));
+	emit_load(m, RAX, mem_abs(&e->cpu->gpr[RAX]));
+	emit_load(m, S1, mem_abs(&h->scratch[0]));
+	emit_load(m, S2, mem_abs(&h->scratch[1]));
+	emit_load(m, RSP, mem_abs(&h->rsp_host));
+	emit_group5(m, GROUP5_JMP, mem_abs(&h->enter_pc));
+}
+
+static void emit_leave(struct emit *m, struct engine *e)
+{
+	struct hot *h = &e->translator->hot;
+
+	for (unsigned n = 0; n < COUNT(moved); n++)
+		emit_store(m, moved[n], mem_abs(&e->cpu->gpr[moved[n]]));
+	emit_store(m, RAX, mem_abs(&e->cpu->gpr[RAX]));
+	emit_store(m, S1, mem_abs(&h->scratch[0]));
+	emit_store(m, S2, mem_abs(&h->scratch[1]));
+	emit_store(m, RSP, mem_abs(&h->rsp_host));
+	emit_bytes(m, "\x0f\x90\xc0\x9f", 4); /* seto %al; lahf */
+	emit_store(m, RAX, mem_abs(&h->flags));
+}
+
+static void emit_leave_tail(struct emit *m, struct engine *e)
+{
+	struct hot *h = &e->translator->hot;
+	uint8_t *skip;
+
+	emit_load(m, RSP, mem_abs(&h->c_rsp));
+	skip = emit_if_loaded(m, h);
+	emit_xstate(m, e, 4);
+	emit_bytes(m, "\xc5\xf8\x77", 3); /* vzeroupper */
+	emit_patch(skip, m->p);
+	for (unsigned n = COUNT(saved); n-- > 0;)
+		emit_pop(m, saved[n]);
+	emit8(m, 0xc3);
+}
+
+void translator_emit_fixed(struct engine *e)
+{
+	struct translator *t = e->translator;
+	struct emit m = { t->write, (uintptr_t)t->execute - (uintptr_t)t->write };
+
+	t->enter = (uint32_t)(m.p - t->write);
+	emit_enter(&m, e);
+	t->leave = (uint32_t)(m.p - t->write);
+	emit_leave(&m, e);
+	t->leave_fault = (uint32_t)(m.p - t->write);
+	emit_leave_tail(&m, e);
+	t->gate_open = (uint32_t)(m.p - t->write);
+	emit_bytes(&m, "\x41\xff\xe2", 3); /* jmp *%r10 */
+	t->gate_closed = (uint32_t)(m.p - t->write);
+	emit_store_imm(&m, &t->hot.exit_site, SITE_GATE);
+	emit_patch(emit_jmp(&m), t->write + t->leave);
+	t->lost = (uint32_t)(m.p - t->write);
+	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
+	emit_patch(emit_jmp(&m), t->write + t->leave);
+	t->fixed = (uint32_t)(m.p - t->write);
+}
+
+/* --- entering and leaving --- */
+
+static unsigned slot_of(uint64_t gva)
+{
+	return (unsigned)(gva >> 39) & 511;
+}
+
+static bool is_canonical(uint64_t gva)
+{
+	return (uint64_t)((int64_t)(gva << 16) >> 16) == gva;
+}
+
+/* SSE and AVX instructions raise neither #UD nor #NM (SDM vol. 3, 13.1, 14.3). */
+static bool vector_usable(const struct engine *e)
+{
+	const struct cpu_state *c = e->cpu;
+
+	return !(c->cr0 & (CR0_TS | CR0_EM)) && (c->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) &&
+		c->xcr0 == 7;
+}
+
+static void set_vector(struct engine *e, bool loaded)
+{
+	struct translator *t = e->translator;
+
+	t->hot.fp_loaded = loaded;
+	t->hot.fp_gate = (uint64_t)(uintptr_t)t->execute + (loaded ? t->gate_open : t->gate_closed);
+}
+
+/* What code relies on; the page is that of RIP when it is entered at the start of a block. */
+static void prepare(struct engine *e, unsigned view, bool start)
+{
+	struct translator *t = e->translator;
+	struct hot *h = &t->hot;
+	const struct cpu_state *c = e->cpu;
+	const uint64_t *delta = e->deltas->delta[view];
+	uint64_t rsp = c->gpr[GPR_RSP];
+
+	/* The jump cache keeps code_host. */
+	if (t->upper_changes != e->deltas->upper_changes ||
+		(t->nonglobal_jumps && t->changes != e->deltas->changes)) {
+		t->upper_changes = e->deltas->upper_changes;
+		translator_forget(e, false, true);
+	}
+	if (view == SHADOW_USER && t->changes != e->deltas->changes)
+		translator_forget(e, true, false);
+	t->changes = e->deltas->changes;
+	if (start)
+		h->code_base = c->gpr[GPR_RIP] & ~0xfffull;
+	h->code_host = h->code_base + delta[slot_of(h->code_base)];
+	h->rsp_delta = delta[slot_of(rsp)];
+	h->rsp_neg = -h->rsp_delta;
+	h->rsp_key = rsp >> 39;
+	h->rsp_key_neg = -h->rsp_key;
+	h->rsp_host = rsp + h->rsp_delta;
+	for (unsigned n = 0; n < 2; n++) {
+		uint64_t base = c->seg[SEG_FS + n].base;
+
+		h->seg_host[n] = base + delta[slot_of(base)];
+	}
+	h->flags = flags_pack(c);
+}
+
+static void enter(struct engine *e, uint64_t pc)
+{
+	struct translator *t = e->translator;
+	void (*code)(void) = (void (*)(void))(uintptr_t)(t->execute + t->enter);
+	bool vector = t->hot.fp_loaded;
+
+	t->hot.enter_pc = pc;
+	t->faulted = false;
+	e->stats->code_entries++;
+	code();
+	if (vector) {
+		uint64_t bv;
+
+		/* XSAVE has written the components even where they were in their initial state. */
+		memcpy(&bv, e->cpu->xsave + XSAVE_BV_OFFSET, sizeof(bv));
+		bv |= XSTATE_VECTOR;
+		memcpy(e->cpu->xsave + XSAVE_BV_OFFSET, &bv, sizeof(bv));
+	}
+	e->cpu->gpr[GPR_RSP] = t->hot.rsp_host - t->hot.rsp_delta;
+	flags_set(e->cpu, (uint32_t)t->hot.flags);
+}
+
+/* The guest instruction that host code at pc belongs to. */
+static const struct map_entry *find_map(const struct translator *t, uint64_t pc, uint32_t *tb)
+{
+	uint64_t offset = pc - (uint64_t)(uintptr_t)t->execute;
+	uint32_t low = 0, high = t->tb_used;
+	const struct tb *b;
+
+	while (low < high) {
+		uint32_t middle = (low + high) / 2;
+
+		if (t->tbs[middle].code <= offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (!low)
+		return NULL;
+	*tb = low - 1;
+	b = &t->tbs[low - 1];
+	if (offset - b->code >= b->size)
+		return NULL;
+	low = 0;
+	high = b->maps;
+	while (low < high) {
+		uint32_t middle = (low + high) / 2;
+
+		if (t->map[b->map + middle].host <= offset - b->code)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low ? &t->map[b->map + low - 1] : NULL;
+}
+
+/* RIP of a point in the code, and whose it is. True: between two instructions. */
+static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb)
+{
+	struct translator *t = e->translator;
+	const struct map_entry *m = find_map(t, pc, tb);
+
+	if (!m) {
+		/* Fixed code does not fault; an address that is nobody's would be our own bug. */
+		snprintf(e->block->exit.text, sizeof(e->block->exit.text), "translated code stopped at %#llx, which is no instruction's",
+			(unsigned long long)pc);
+		e->cpu->activity = CPU_SHUTDOWN;
+		return true;
+	}
+	e->cpu->gpr[GPR_RIP] = m->offset == MAP_TARGET ? t->hot.target : t->hot.code_base + (uint64_t)(int64_t)m->offset;
+	return m->poll;
+}
+
+/* A slot that is not in use yet: its addresses are known from the instruction alone. RIP is the instruction's. */
+static void fill_operands(struct engine *e, const struct block *b, bool is_write)
+{
+	struct cpu_state *c = e->cpu;
+	uint64_t rip = c->gpr[GPR_RIP];
+	unsigned offset = b->key >> 2 & 0xfff;
+
+	for (unsigned n = 0; n < b->count && offset <= (rip & 0xfff); offset += b->insns[n++].length) {
+		const struct insn *i = &b->insns[n];
+
+		if (offset != (rip & 0xfff))
+			continue;
+		if (i->flags & INSN_MEM) {
+			c->gpr[GPR_RIP] += i->length;
+			shadow_fill(e, insn_flat_linear(e, i), is_write);
+			c->gpr[GPR_RIP] = rip;
+		}
+		shadow_fill(e, c->gpr[GPR_RSP], is_write);
+	}
+}
+
+/* True: the fault is repaired, go on at fault_pc. */
+static bool repair(struct engine *e)
+{
+	struct translator *t = e->translator;
+	uint64_t gva, changes = e->deltas->changes;
+	uint32_t tb = 0;
+
+	if (find_rip(e, t->fault_pc, &tb)) {
+		e->stats->exits_poll++;
+		return false;
+	}
+	if (t->fault_signal == SIGSEGV) {
+		gva = shadow_gva(e, t->fault_hva);
+		if (gva == ~0ull) {
+			fill_operands(e, &e->blocks->blocks[t->tbs[tb].block], t->fault_write);
+		} else if (shadow_fill(e, gva, t->fault_write)) {
+			e->stats->exits_fill++;
+			/* Scratch registers may hold deltas: good only if none has changed. */
+			if (changes == e->deltas->changes)
+				return true;
+		}
+	}
+	e->stats->exits_fault++;
+	t->interp_next = true;
+	return false;
+}
+
+/* An exit of the code. True: go on at *pc. */
+static bool leave_code(struct engine *e, uint64_t *pc)
+{
+	struct translator *t = e->translator;
+	struct cpu_state *c = e->cpu;
+	const struct site *s = &t->sites[t->hot.exit_site];
+	uint32_t tb;
+
+	switch ((enum site_kind)s->kind) {
+	case SITE_CHAIN:
+		e->stats->exits_chain++;
+		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		t->chain_from = (uint32_t)t->hot.exit_site + 1;
+		return false;
+	case SITE_INTERP:
+		e->stats->exits_interp++;
+		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		t->interp_next = true;
+		return false;
+	case SITE_TARGET:
+		e->stats->exits_target++;
+		c->gpr[GPR_RIP] = t->hot.target;
+		if (!is_canonical(t->hot.target)) {
+			/* The branch itself faults: once more, by the interpreter. */
+			c->gpr[GPR_RSP] -= (uint64_t)(int64_t)s->undo;
+			c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+			t->interp_next = true;
+			return false;
+		}
+		t->jump_from = true;
+		return false;
+	case SITE_FP:
+		e->stats->exits_vector++;
+		find_rip(e, t->hot.scratch[0] - 1, &tb);
+		if (!vector_usable(e)) {
+			t->interp_next = true;
+			return false;
+		}
+		t->fp_warm = FP_WARM;
+		*pc = t->hot.scratch[0];
+		return true;
+	}
+	return false;
+}
+
+static void run_code(struct engine *e, uint32_t tb, unsigned view)
+{
+	struct translator *t = e->translator;
+	uint64_t pc = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
+	bool vector = t->fp_warm && vector_usable(e), again;
+
+	if (t->fp_warm)
+		t->fp_warm--;
+	for (bool start = true;; start = false) {
+		prepare(e, view, start);
+		set_vector(e, vector);
+		enter(e, pc);
+		if (t->faulted) {
+			again = repair(e);
+			pc = t->fault_pc;
+		} else {
+			again = leave_code(e, &pc);
+			vector = vector || again;
+		}
+		if (!again)
+			return;
+	}
+}
+
+/* --- the step of the main loop --- */
+
+static void chain(struct engine *e, const struct block *b, uint32_t tb)
+{
+	struct translator *t = e->translator;
+	uint32_t id = t->chain_from - 1;
+	const struct site *s = &t->sites[id];
+	const struct tb *from = &t->tbs[s->tb];
+	const struct block *source = &e->blocks->blocks[from->block];
+
+	if (source->key == BLOCK_DEAD || from->view != t->tbs[tb].view || source->tb[from->view] != s->tb + 1)
+		return;
+	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
+		return;
+	site_chain(t, id, tb);
+}
+
+static void remember_jump(struct engine *e, uint32_t tb, unsigned view)
+{
+	struct translator *t = e->translator;
+	struct hot *h = &t->hot;
+	uint64_t rip = e->cpu->gpr[GPR_RIP], key = rip + h->salt[view];
+	unsigned n = key & (JUMPS - 1);
+	unsigned hash = translator_page_hash(rip);
+
+	/* A supervisor's global translations outlive CR3. */
+	if (view == SHADOW_SUPERVISOR && !mmu_is_global_code(e, rip))
+		t->nonglobal_jumps = true;
+	h->tag[n] = -key;
+	h->code[n] = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
+	h->base[n] = rip & ~0xfffull;
+	h->host[n] = h->base[n] + e->deltas->delta[view][slot_of(rip)];
+	t->jump_pages[hash / 64] |= 1ull << (hash % 64);
+}
+
+/* Interprets the block, noting the slots of its operands, and translates it. */
+static void profile(struct engine *e, struct block *b, unsigned view)
+{
+	struct translator *t = e->translator;
+	struct cpu_state *c = e->cpu;
+	const struct insn *i = b->insns, *end = b->insns + b->count;
+
+	memset(t->seen, 0, sizeof(t->seen));
+	e->run_first = i;
+	e->leave_block = false;
+	do {
+		e->current = i;
+		e->insn_rip = c->gpr[GPR_RIP];
+		c->gpr[GPR_RIP] += i->length;
+		if (i->flags & INSN_MEM) {
+			uint64_t gva = insn_flat_linear(e, i);
+
+			if (is_canonical(gva))
+				t->seen[i - b->insns] = (uint16_t)(slot_of(gva) + 1);
+		}
+		i->fn(e, i);
+		i++;
+	} while (i < end && !e->leave_block);
+	e->retired += (uint64_t)(i - b->insns);
+	e->run_first = NULL;
+	if (b->key == BLOCK_DEAD)
+		return;
+	b->tb[view] = translate_block(e, b, view);
+	if (!b->tb[view])
+		b->heat = 0;
+}
+
+enum translator_did translator_step(struct engine *e, struct block *b)
+{
+	struct translator *t = e->translator;
+	unsigned view = e->cpl == 3 ? SHADOW_USER : SHADOW_SUPERVISOR;
+	uint32_t chain_from = t->chain_from;
+	bool jump_from = t->jump_from;
+	uint32_t tb;
+
+	t->jump_from = false;
+	if (t->interp_next) {
+		t->interp_next = false;
+		t->chain_from = 0;
+		return DID_LEAVE_ONE;
+	}
+	if (!e->flat || e->align_check || b->key == BLOCK_DEAD) {
+		t->chain_from = 0;
+		return DID_NOTHING;
+	}
+	tb = b->tb[view];
+	if (!tb) {
+		t->chain_from = 0;
+		if (b->heat == BLOCK_HEAT_NEVER)
+			return DID_LEAVE_ONE;
+		if (++b->heat < HEAT)
+			return DID_NOTHING;
+		b->heat = HEAT - 1;
+		profile(e, b, view);
+		return DID_RUN;
+	}
+	if (chain_from)
+		chain(e, b, tb - 1);
+	t->chain_from = 0;
+	if (jump_from)
+		remember_jump(e, tb - 1, view);
+	run_code(e, tb - 1, view);
+	return DID_RUN;
+}
+
+/* --- signals --- */
+
+bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
+{
+	static const int host[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9,
+		REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+	struct translator *t = e->translator;
+	const siginfo_t *info = siginfo;
+	ucontext_t *uc = ucontext;
+	greg_t *regs = uc->uc_mcontext.gregs;
+	uint64_t pc, flags = (uint64_t)regs[REG_EFL];
+
+	if (!t)
+		return false;
+	pc = (uint64_t)regs[REG_RIP] - (uint64_t)(uintptr_t)t->execute;
+	if (pc < t->fixed || pc >= t->code_used)
+		return false;
+	for (unsigned n = 0; n < COUNT(moved); n++)
+		e->cpu->gpr[moved[n]] = (uint64_t)regs[host[moved[n]]];
+	e->cpu->gpr[RAX] = (uint64_t)regs[REG_RAX];
+	t->hot.scratch[0] = (uint64_t)regs[REG_R10];
+	t->hot.scratch[1] = (uint64_t)regs[REG_R11];
+	t->hot.rsp_host = (uint64_t)regs[REG_RSP];
+	t->hot.flags = (flags & 0xff) << 8 | ((flags >> 11) & 1);
+	t->faulted = true;
+	t->fault_signal = sig;
+	t->fault_pc = (uint64_t)regs[REG_RIP];
+	t->fault_hva = (uint64_t)(uintptr_t)info->si_addr;
+	t->fault_write = (regs[REG_ERR] & 2) != 0;
+	regs[REG_RIP] = (greg_t)(uintptr_t)(t->execute + t->leave_fault);
+	regs[REG_EFL] = (greg_t)(flags & ~0x100400ull);
+	return true;
+}
