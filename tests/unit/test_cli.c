@@ -162,7 +162,6 @@ END_TEST
 
 START_TEST(not_yet)
 {
-	ck_assert_int_eq(PARSE("run", "--engine=translate", "a"), -ENOTSUP);
 	ck_assert_int_eq(PARSE("run", "--cpus=2", "a"), -ENOTSUP);
 	ck_assert_int_eq(PARSE("run", "--cpu=host", "a"), -ENOTSUP);
 }
