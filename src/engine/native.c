@@ -281,6 +281,14 @@ static void *prepare_memory(struct engine *e, const struct insn *i, const struct
 	return n->bounce;
 }
 
+/* An x87 store that raises an unmasked exception, other than for precision, stores nothing (SDM vol. 1, 8.5). */
+static bool is_store_withheld(const struct native_op *op, const uint8_t *xsave)
+{
+	const uint16_t both = NATIVE_X87 | NATIVE_WAITS; /* so none was pending before */
+
+	return (op->flags & both) == both && (xsave[XSAVE_FSW] & ~xsave[0] & 0x1f);
+}
+
 static void op_native(struct engine *e, const struct insn *i)
 {
 	const struct native_op *op = i->native;
@@ -330,7 +338,7 @@ static void op_native(struct engine *e, const struct insn *i)
 		raise_signal(e, f->signal);
 	if (op->flags & NATIVE_X87)
 		set_x87_pointers(e, i, op);
-	if (bounced != ~0ull)
+	if (bounced != ~0ull && !is_store_withheld(op, c->xsave))
 		linear_write_bytes(e, bounced, n->bounce, op->memory, ACCESS_WRITE);
 	for (unsigned s = 0; s < SLOT_COUNT; s++)
 		if (op->gpr_write >> s & 1)
