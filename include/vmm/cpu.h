@@ -52,6 +52,7 @@ struct cpu_state {
 	struct cpu_segment ldtr, tr;
 	struct cpu_table gdtr, idtr;
 	uint64_t cr0, cr2, cr3, cr4;
+	uint64_t pdpte[4]; /* PAE paging: what the last load of CR3 found (SDM vol. 3, 4.4.1) */
 	uint64_t efer, xcr0;
 	uint64_t dr[4], dr6, dr7;
 

@@ -37,6 +37,7 @@ static void reset_common(struct cpu_state *state)
 	state->tr = (struct cpu_segment){ .ar = AR_TSS_BUSY, .limit = 0xffff };
 	state->gdtr = state->idtr = (struct cpu_table){ .limit = 0xffff };
 	state->cr2 = state->cr3 = state->cr4 = 0;
+	memset(state->pdpte, 0, sizeof(state->pdpte));
 	state->efer = 0;
 	memset(state->dr, 0, sizeof(state->dr));
 	state->dr6 = DR6_FIXED;

@@ -86,9 +86,7 @@ static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct wa
 	bool long_mode = (cpu->efer & EFER_LMA) != 0;
 	unsigned bits = wide ? 9 : 10;
 	unsigned level = long_mode ? 4 : wide ? 3 : 2;
-	uint64_t table = long_mode ? cpu->cr3 & 0x000ffffffffff000ull :
-			 wide	   ? cpu->cr3 & 0xffffffe0ull :
-				     cpu->cr3 & 0xfffff000ull;
+	uint64_t table = long_mode ? cpu->cr3 & 0x000ffffffffff000ull : cpu->cr3 & 0xfffff000ull;
 
 	w->writable = w->user = true;
 	w->nx = w->global = w->large = false;
@@ -99,22 +97,20 @@ static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct wa
 		unsigned shift = 12 + (level - 1) * bits;
 		uint64_t index = (gva >> shift) & ((1u << bits) - 1);
 		struct walk_step *step = &steps[*count];
-		bool pdpte = wide && !long_mode && level == 3;
 		uint64_t v;
 
-		if (pdpte)
-			index &= 3;
+		if (wide && !long_mode && level == 3) {
+			/* Registers, checked when they were loaded; no permissions, no A bit (SDM vol. 3, 4.4.1). */
+			v = cpu->pdpte[index & 3];
+			if (!(v & PTE_P))
+				return 0;
+			table = v & 0x000ffffffffff000ull;
+			continue;
+		}
 		read_entry(e, table + index * (wide ? 8 : 4), wide, step);
 		v = step->value;
 		if (!(v & PTE_P))
 			return 0;
-		if (pdpte) {
-			/* No permissions, no A bit (SDM vol. 3, 4.4.1). */
-			if (v & ((reserved & ~PTE_NX) | 0x1e6ull | PTE_NX))
-				return PF_RSVD | PF_P;
-			table = v & 0x000ffffffffff000ull;
-			continue;
-		}
 		(*count)++;
 		if (wide && (v & (reserved | (long_mode ? 0 : 0x7ff0000000000000ull))))
 			return PF_RSVD | PF_P;

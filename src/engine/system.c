@@ -17,19 +17,28 @@ static uint64_t address_mask(const struct engine *e)
 	return (1ull << (bits >= 32 && bits <= 52 ? bits : 40)) - 1;
 }
 
-/* The four page directory pointers are checked when CR3 is loaded (SDM vol. 3, 4.4.1). */
-static bool are_pdptes_valid(struct engine *e, uint64_t cr3)
+/*
+ * The four page directory pointers of PAE paging are registers, loaded with CR3 (SDM vol. 3, 4.4.1): later changes in memory
+ * do not count. #GP, and nothing changed, if one has reserved bits set.
+ */
+static void load_pdptes(struct engine *e, uint64_t cr3)
 {
-	for (unsigned n = 0; n < 4; n++) {
-		uint64_t offset = ram_offset(e, (cr3 & 0xffffffe0ull) + n * 8, NULL), entry;
+	uint64_t pdpte[4];
 
-		if (offset == ~0ull)
-			continue;
-		entry = host_load((uint64_t)(uintptr_t)e->ram + offset, 8);
-		if ((entry & PTE_P) && (entry & (~address_mask(e) | 0x1e6ull)))
-			return false;
+	for (unsigned n = 0; n < 4; n++) {
+		uint64_t offset = ram_offset(e, (cr3 & 0xffffffe0ull) + n * 8, NULL);
+
+		pdpte[n] = offset == ~0ull ? 0 : host_load((uint64_t)(uintptr_t)e->ram + offset, 8);
+		if ((pdpte[n] & PTE_P) && (pdpte[n] & (~address_mask(e) | 0x1e6ull)))
+			engine_raise_error(e, EXC_GP, 0);
 	}
-	return true;
+	memcpy(e->cpu->pdpte, pdpte, sizeof(pdpte));
+}
+
+/* PAE paging outside of long mode. */
+static bool uses_pdptes(uint64_t cr0, uint64_t cr4, uint64_t efer)
+{
+	return (cr0 & CR0_PG) && (cr4 & CR4_PAE) && !(efer & EFER_LME);
 }
 
 void system_set_cr0(struct engine *e, uint64_t value)
@@ -46,14 +55,14 @@ void system_set_cr0(struct engine *e, uint64_t value)
 			if (!(cpu->cr4 & CR4_PAE) || (cpu->seg[SEG_CS].ar & SEG_AR_L))
 				engine_raise_error(e, EXC_GP, 0);
 			cpu->efer |= EFER_LMA;
-		} else if ((cpu->cr4 & CR4_PAE) && !are_pdptes_valid(e, cpu->cr3)) {
-			engine_raise_error(e, EXC_GP, 0);
 		}
 	} else if (changed & CR0_PG) {
 		if (e->mode == MODE_64 || (cpu->cr4 & CR4_PCIDE))
 			engine_raise_error(e, EXC_GP, 0);
 		cpu->efer &= ~EFER_LMA;
 	}
+	if ((changed & (CR0_PG | CR0_CD | CR0_NW)) && uses_pdptes(value, cpu->cr4, cpu->efer))
+		load_pdptes(e, cpu->cr3);
 	cpu->cr0 = value;
 	if (changed & (CR0_PG | CR0_WP | CR0_PE))
 		mmu_flush_all(e);
@@ -72,8 +81,8 @@ void system_set_cr3(struct engine *e, uint64_t value)
 		}
 		if (value & ~address_mask(e))
 			engine_raise_error(e, EXC_GP, 0);
-	} else if ((cpu->cr0 & CR0_PG) && (cpu->cr4 & CR4_PAE) && !are_pdptes_valid(e, value)) {
-		engine_raise_error(e, EXC_GP, 0);
+	} else if (uses_pdptes(cpu->cr0, cpu->cr4, cpu->efer)) {
+		load_pdptes(e, value);
 	}
 	cpu->cr3 = value;
 	mmu_set_root(e, keep);
@@ -91,9 +100,8 @@ void system_set_cr4(struct engine *e, uint64_t value)
 		engine_raise_error(e, EXC_GP, 0);
 	if ((changed & CR4_PCIDE) && (value & CR4_PCIDE) && (!is_long_mode(e) || (cpu->cr3 & CR3_PCID)))
 		engine_raise_error(e, EXC_GP, 0);
-	if ((changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) && (cpu->cr0 & CR0_PG) && !is_long_mode(e) &&
-		(value & CR4_PAE) && !are_pdptes_valid(e, cpu->cr3))
-		engine_raise_error(e, EXC_GP, 0);
+	if ((changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) && uses_pdptes(cpu->cr0, value, cpu->efer))
+		load_pdptes(e, cpu->cr3);
 	cpu->cr4 = value;
 	if (changed & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP))
 		mmu_flush_all(e);

@@ -81,6 +81,50 @@ START_TEST(reserved_bit)
 }
 END_TEST
 
+/* 32-bit code at CPL 0 with PAE paging: the fixture's page directory below four registers, the first of them loaded. */
+static void use_pae(uint64_t pdpt, uint64_t first)
+{
+	fixture_put64(&f, pdpt, first);
+	f.cpu->pdpte[0] = first;
+	f.cpu->cr3 = pdpt;
+	f.cpu->efer = EFER_NXE;
+	fixture_set_segment(&f.cpu->seg[SEG_CS], FIXTURE_SEL_CODE32, 0xc09b, 0, ~0u);
+}
+
+#define PDPT (FIXTURE_PML4 + 0x4000)
+#define PDPTE ((FIXTURE_PML4 + 0x2000) | PTE_P)
+
+START_TEST(pdptes_are_registers)
+{
+	/* mov dword [PDPT],0; invlpg [data]; mov eax,[data]; then mov ecx,cr3; mov cr3,ecx */
+	static const uint8_t code[] = { 0xc7, 5, 0, 0x40, 0x10, 0, 0, 0, 0, 0, 0x0f, 1, 0x3d, 0, 0, 3, 0, 0xa1, 0, 0, 3, 0,
+		0x90, 0x0f, 0x20, 0xd9, 0x0f, 0x22, 0xd9 };
+
+	fixture_put64(&f, FIXTURE_DATA, 0x1234);
+	use_pae(PDPT, PDPTE);
+	ck_assert_int_ne(fixture_run(&f, code, 22, 0), VCPU_EXIT_SHUTDOWN);
+	ck_assert_uint_eq(f.cpu->gpr[GPR_RAX], 0x1234);
+	use_pae(PDPT, PDPTE);
+	ck_assert_int_eq(fixture_run(&f, code, sizeof(code), 0), VCPU_EXIT_SHUTDOWN);
+	ck_assert_uint_eq(f.cpu->pdpte[0], 0);
+}
+END_TEST
+
+START_TEST(reserved_bits_of_pdptes)
+{
+	/* mov cr3,ecx: #GP, which the 64-bit IDT takes to some handler */
+	static const uint8_t code[] = { 0x0f, 0x22, 0xd9 };
+
+	use_pae(PDPT, PDPTE);
+	fixture_put64(&f, PDPT + 0x800, PDPTE | PTE_W);
+	f.cpu->gpr[GPR_RCX] = PDPT + 0x800;
+	fixture_run(&f, code, sizeof(code), 0);
+	ck_assert_int_ge(fixture_vector(&f), 0);
+	ck_assert_uint_eq(f.cpu->cr3, PDPT);
+	ck_assert_uint_eq(f.cpu->pdpte[0], PDPTE);
+}
+END_TEST
+
 START_TEST(stale_until_invlpg)
 {
 	/* mov eax,[data]; mov qword [pte],0; mov eax,[data]; invlpg [data]; mov eax,[data] */
@@ -169,6 +213,8 @@ int main(void)
 	tcase_set_timeout(c, 60);
 	tcase_add_test(c, permission_matrix);
 	tcase_add_test(c, reserved_bit);
+	tcase_add_test(c, pdptes_are_registers);
+	tcase_add_test(c, reserved_bits_of_pdptes);
 	tcase_add_test(c, stale_until_invlpg);
 	tcase_add_test(c, crossing_store_is_all_or_nothing);
 	tcase_add_test(c, next_instruction_is_rewritten);
