@@ -52,6 +52,7 @@ void op_sysret(struct engine *e, const struct insn *i)
 {
 	struct cpu_state *cpu = e->cpu;
 	uint16_t base = (uint16_t)(cpu->star >> 48);
+	struct cpu_segment ss = cpu->seg[SEG_SS];
 	bool to_64 = i->opsize == 8;
 
 	e->stats->emul_sysret++;
@@ -67,6 +68,11 @@ void op_sysret(struct engine *e, const struct insn *i)
 	else
 		cpu->rflags |= FLAG_IF;
 	set_flat_pair(e, (uint16_t)((base + (to_64 ? 16 : 0)) | 3), (uint16_t)((base + 8) | 3), 3, to_64);
+	if (decode_is_amd(e)) { /* only the selector is set (APM vol. 3); the DPL is our CPL */
+		ss.selector = cpu->seg[SEG_SS].selector;
+		ss.ar |= SEG_AR_DPL;
+		cpu->seg[SEG_SS] = ss;
+	}
 	finish(e);
 }
 

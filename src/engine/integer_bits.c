@@ -105,12 +105,21 @@ static const insn_fn adcx_table[4] = { NULL, NULL, adcx_4, adcx_8 }, adox_table[
 
 /* --- BMI: VEX-encoded, 32 and 64 bits --- */
 
+/* There is no VEX prefix in real and virtual-8086 mode (SDM vol. 2, 2.3.1), whatever the size of the code segment. */
+static void vex_check(struct engine *e)
+{
+	if (e->mode != MODE_64 && (!(e->cpu->cr0 & CR0_PE) || (e->cpu->rflags & FLAG_VM)))
+		engine_raise(e, EXC_UD);
+}
+
 /* dst = vvvv op rm, flags written: BLSI, BLSR, BLSMSK have the destination in vvvv. */
 #define VEX_UNARY_ONE(name, op, T, n)                                                                              \
 	static void name##_##n(struct engine *e, const struct insn *i)                                             \
 	{                                                                                                          \
-		T s = (T)rm_load(e, i, n), d;                                                                      \
+		T s, d;                                                                                            \
 		uint32_t ax = flags_pack(e->cpu);                                                                  \
+		vex_check(e);                                                                                      \
+		s = (T)rm_load(e, i, n);                                                                           \
 		__asm__(FLAGS_IN op " %[s], %[d]\n\t" FLAGS_OUT : [d] "=r"(d), "+a"(ax) : [s] "r"(s) : "cc");      \
 		gpr_set(e->cpu, i->cc, n, d);                                                                      \
 		flags_set(e->cpu, ax);                                                                             \
@@ -119,8 +128,10 @@ static const insn_fn adcx_table[4] = { NULL, NULL, adcx_4, adcx_8 }, adox_table[
 #define VEX_ONE(name, op, T, n, first, second, flags)                                                              \
 	static void name##_##n(struct engine *e, const struct insn *i)                                             \
 	{                                                                                                          \
-		T rm = (T)rm_load(e, i, n), v = (T)gpr_get(e->cpu, i->cc, n), d;                                   \
+		T rm, v = (T)gpr_get(e->cpu, i->cc, n), d;                                                         \
 		uint32_t ax = flags_pack(e->cpu);                                                                  \
+		vex_check(e);                                                                                      \
+		rm = (T)rm_load(e, i, n);                                                                          \
 		__asm__(FLAGS_IN op " %[" first "], %[" second "], %[d]\n\t" FLAGS_OUT                             \
 			: [d] "=r"(d), "+a"(ax) : [rm] "r"(rm), [v] "r"(v) : "cc");                                \
 		gpr_set(e->cpu, i->reg, n, d);                                                                     \
@@ -151,8 +162,10 @@ VEX(shrx, "shrx", "v", "rm", false)
 
 static void mulx_4(struct engine *e, const struct insn *i)
 {
-	uint64_t p = (uint64_t)(uint32_t)rm_load(e, i, 4) * (uint32_t)e->cpu->gpr[GPR_RDX];
+	uint64_t p;
 
+	vex_check(e);
+	p = (uint64_t)(uint32_t)rm_load(e, i, 4) * (uint32_t)e->cpu->gpr[GPR_RDX];
 	e->cpu->gpr[i->cc] = (uint32_t)p; /* the low half first: the high one wins if both are one register */
 	e->cpu->gpr[i->reg] = p >> 32;
 }
@@ -167,8 +180,10 @@ static void mulx_8(struct engine *e, const struct insn *i)
 
 static void rorx_4(struct engine *e, const struct insn *i)
 {
-	uint32_t v = (uint32_t)rm_load(e, i, 4), n = i->imm & 31;
+	uint32_t v, n = i->imm & 31;
 
+	vex_check(e);
+	v = (uint32_t)rm_load(e, i, 4);
 	e->cpu->gpr[i->reg] = v >> n | (n ? v << (32 - n) : 0);
 }
 

@@ -173,6 +173,42 @@ START_TEST(syscall_masks_trap)
 }
 END_TEST
 
+START_TEST(sysret_and_the_stack_segment)
+{
+	static const uint8_t sysretq[] = { 0x48, 0x0f, 0x07 };
+
+	for (unsigned amd = 0; amd < 2; amd++) {
+		teardown();
+		setup();
+		f.block->model.host_vendor[0] = amd ? 0x68747541u : 0x756e6547u;
+		f.cpu->star = 0x23ull << 48;
+		f.cpu->gpr[GPR_RCX] = FIXTURE_DATA;
+		fixture_set_segment(&f.cpu->seg[SEG_SS], 0, SEG_AR_UNUSABLE, 0, 0);
+		fixture_run(&f, sysretq, sizeof(sysretq), 1);
+		ck_assert_uint_eq(f.cpu->gpr[GPR_RIP], FIXTURE_DATA);
+		ck_assert_uint_eq(f.cpu->seg[SEG_SS].selector, 0x2b);
+		ck_assert_uint_eq(f.cpu->seg[SEG_SS].ar, amd ? SEG_AR_UNUSABLE | SEG_AR_DPL : 0xc0f3);
+	}
+}
+END_TEST
+
+START_TEST(no_vex_in_real_mode)
+{
+	static const uint8_t andn[] = { 0xc4, 0xe2, 0x70, 0xf2, 0xc2 };
+	const uint16_t ivt[2] = { FIXTURE_HANDLERS + EXC_UD * 16, 0 };
+
+	f.cpu->cr0 = CR0_ET;
+	f.cpu->efer = 0;
+	f.cpu->idtr = (struct cpu_table){ .base = 0, .limit = 0x3ff };
+	memcpy(f.ram + EXC_UD * 4, ivt, sizeof(ivt));
+	fixture_set_segment(&f.cpu->seg[SEG_CS], 0, 0x9b, 0, ~0u);
+	fixture_set_segment(&f.cpu->seg[SEG_SS], 0, 0x93, 0, ~0u);
+	f.cpu->gpr[GPR_RSP] = 0x4000;
+	fixture_run(&f, andn, sizeof(andn), 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_UD);
+}
+END_TEST
+
 START_TEST(data_breakpoint)
 {
 	/* mov [FIXTURE_DATA],al; nop */
@@ -332,6 +368,8 @@ int main(void)
 	tcase_add_test(c, popf_sets_trap_after_next);
 	tcase_add_test(c, mov_ss_delays_trap);
 	tcase_add_test(c, syscall_masks_trap);
+	tcase_add_test(c, sysret_and_the_stack_segment);
+	tcase_add_test(c, no_vex_in_real_mode);
 	tcase_add_test(c, data_breakpoint);
 	tcase_add_test(c, code_breakpoint_faults_before);
 	tcase_add_test(c, nmi_waits_for_sti_shadow_of_mov_ss);
