@@ -114,6 +114,20 @@ static void enter_mmx(struct cpu_state *c)
 	c->xsave[4] = 0xff;
 }
 
+/*
+ * AMD's processors want all of the operand to be writable, whatever the mask (the SDM leaves it open): tried on one of
+ * family 19h. The fault names the operand's first byte in the page.
+ */
+static void maskmov_probe(struct engine *e, const struct insn *i, unsigned size)
+{
+	uint64_t gva = element_linear(e, i, e->cpu->gpr[GPR_RDI], size, ACCESS_WRITE);
+	uint64_t next = (gva | 0xfff) + 1;
+
+	linear_rmw(e, gva, 1);
+	if (next - gva < size)
+		linear_rmw(e, e->mode == MODE_64 ? next : (uint32_t)next, 1);
+}
+
 /* MASKMOVDQU, MASKMOVQ: bytes to [rDI], vector[0] data, vector[1] mask. */
 static void op_maskmov(struct engine *e, const struct insn *i)
 {
@@ -127,6 +141,8 @@ static void op_maskmov(struct engine *e, const struct insn *i)
 		enter_mmx(e->cpu); /* CPUs do so even if the store then faults */
 	data = mmx ? mm(e->cpu, op->vector[0]) : xmm_low(e->cpu, op->vector[0]);
 	mask = mmx ? mm(e->cpu, op->vector[1]) : xmm_low(e->cpu, op->vector[1]);
+	if (decode_is_amd(e))
+		maskmov_probe(e, i, op->count);
 	for (unsigned pass = 0; pass < 2; pass++) {
 		for (unsigned k = 0; k < op->count; k++) {
 			uint64_t gva;
