@@ -14,7 +14,8 @@
 static const char *const pace_names[] = {"standard", "quick", "full"};
 
 /* Everything that names the run. */
-static void result_name(const struct bench_config *config, const struct bench_paths *paths, struct bench_result *r)
+static void result_name(
+	const struct bench_config *config, const struct bench_paths *paths, struct bench_result *r)
 {
 	time_t now = time(NULL);
 	struct tm utc;
@@ -35,11 +36,12 @@ static void list_print(const struct bench_result *r)
 {
 	printf("Columns:\n");
 	for (unsigned c = 0; c < r->column_count; c++)
-		printf("  %-18s %s%s%s\n", r->columns[c].id, r->columns[c].label, r->columns[c].present ? "" : " -- absent: ",
-			r->columns[c].why);
+		printf("  %-18s %s%s%s\n", r->columns[c].id, r->columns[c].label,
+			r->columns[c].present ? "" : " -- absent: ", r->columns[c].why);
 	printf("Works:\n");
 	for (unsigned w = 0; w < r->work_count; w++)
-		printf("  %-18s %-6s %s\n", r->works[w].id, bench_group_names[r->works[w].group], r->works[w].text);
+		printf("  %-18s %-6s %s\n", r->works[w].id, bench_group_names[r->works[w].group],
+			r->works[w].text);
 	for (unsigned n = 0; n < r->note_count; n++)
 		printf("%s\n", r->notes[n]);
 }
@@ -73,7 +75,8 @@ static int writable_check(const char *path, struct error *err)
 	return 0;
 }
 
-static int prepare(const struct bench_config *config, struct bench_paths *paths, struct bench_result *r, struct error *err)
+static int prepare(const struct bench_config *config, struct bench_paths *paths, struct bench_result *r,
+	struct error *err)
 {
 	int rc = writable_check(config->json, err);
 
@@ -90,7 +93,8 @@ static int prepare(const struct bench_config *config, struct bench_paths *paths,
 		return rc;
 	bench_columns_detect(r, paths, config->columns);
 	if (!r->column_count)
-		return error_set(err, -EINVAL, "--columns names none that vmm bench knows; see vmm bench --list.");
+		return error_set(
+			err, -EINVAL, "--columns names none that vmm bench knows; see vmm bench --list.");
 	if (!config->list && !anything_present(r))
 		return error_set(err, -ENOENT, "Nothing can be compared here: %s", r->columns[0].why);
 	return 0;

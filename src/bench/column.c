@@ -48,13 +48,15 @@ static bool kvm_describe(struct bench_host *host, const char *self)
 }
 
 /* Does this vmm take these options? Its statuses 2 and 10 say no (vmm(1)); it then prints one sentence. */
-static bool engine_exists(const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
+static bool engine_exists(
+	const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
 {
 	struct bench_child child = {.limit = 10};
 	char text[BENCH_COMMAND_MAX];
 	int status;
 
-	if (bench_column_command(column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) ||
+	if (bench_column_command(
+		    column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) ||
 		bench_spawn(&child)) {
 		snprintf(why, size, "The program itself cannot be started.");
 		return false;
@@ -72,7 +74,8 @@ static void on_line(void *ctx, const char *line, uint64_t now)
 }
 
 /* Does QEMU run the bare-metal guest at all? With some kernels' KVM it does not. Without the guest, yes is assumed. */
-static bool peer_works(const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
+static bool peer_works(
+	const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
 {
 	bool ended = false;
 	struct bench_child child = {.limit = 5, .line = on_line, .ctx = &ended};
@@ -80,10 +83,12 @@ static bool peer_works(const struct bench_column *column, const struct bench_pat
 
 	if (!paths->nano[0])
 		return true;
-	if (!bench_column_command(column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) &&
+	if (!bench_column_command(
+		    column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) &&
 		!bench_spawn(&child) && ended)
 		return true;
-	snprintf(why, size, "It does not run a guest here: %.250s", child.timed_out ? "nothing came within 5 s." : child.tail);
+	snprintf(why, size, "It does not run a guest here: %.250s",
+		child.timed_out ? "nothing came within 5 s." : child.tail);
 	return false;
 }
 
@@ -109,12 +114,14 @@ static void column_check(struct bench_column *column, const struct candidate *c,
 
 static void versions_find(struct bench_result *result, const struct bench_paths *paths)
 {
-	char *qemu = paths->qemu[0] ? bench_output_of((const char *const[]){paths->qemu, "--version", NULL}) : NULL;
+	char *qemu = paths->qemu[0] ? bench_output_of((const char *const[]){paths->qemu, "--version", NULL})
+				    : NULL;
 	char texts[BENCH_COLUMN_KINDS][sizeof(result->columns[0].version)];
 
 	if (qemu)
 		qemu[strcspn(qemu, "\n")] = 0;
-	snprintf(texts[BENCH_VMM], sizeof(texts[0]), "vmm %.31s, commit %.63s", result->version, result->commit);
+	snprintf(texts[BENCH_VMM], sizeof(texts[0]), "vmm %.31s, commit %.63s", result->version,
+		result->commit);
 	snprintf(texts[BENCH_QEMU], sizeof(texts[0]), "%.150s", qemu ? qemu : "");
 	snprintf(texts[BENCH_NATIVE], sizeof(texts[0]), "%.150s", result->host.kernel);
 	for (unsigned i = 0; i < result->column_count; i++)
@@ -138,8 +145,9 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 			snprintf(column.options[o], sizeof(column.options[o]), "%s", c->options[o]);
 		snprintf(column.label, sizeof(column.label), "%s", c->label);
 		if (c->needs_kvm && kvm) /* with the kind of memory virtualisation: "(KVM, EPT)" */
-			snprintf(column.label, sizeof(column.label), "%.*s, %.*s)", (int)strcspn(c->label, ")"), c->label,
-				(int)strcspn(host->memory_virt, " ("), host->memory_virt);
+			snprintf(column.label, sizeof(column.label), "%.*s, %.*s)",
+				(int)strcspn(c->label, ")"), c->label, (int)strcspn(host->memory_virt, " ("),
+				host->memory_virt);
 		column_check(&column, c, host, paths, kvm);
 		result->columns[result->column_count++] = column;
 	}
@@ -187,7 +195,8 @@ static const char *command_line(enum bench_part part)
 	}
 }
 
-static void native_command(struct builder *b, enum bench_part part, const struct bench_paths *paths, const char *words)
+static void native_command(
+	struct builder *b, enum bench_part part, const struct bench_paths *paths, const char *words)
 {
 	char copy[BENCH_COMMAND_MAX / 2], *rest = copy;
 
@@ -211,7 +220,9 @@ static void vmm_command(struct builder *b, const struct bench_column *column, en
 	add(b, paths->stats);
 	add(b, "--kernel");
 	/* Without the guest the options are still tried, on a file that is not there. */
-	add(b, part != BENCH_PART_NANO ? paths->kernel : paths->nano[0] ? paths->nano : "/nonexistent/nano.elf");
+	add(b, part != BENCH_PART_NANO ? paths->kernel
+		: paths->nano[0]       ? paths->nano
+				       : "/nonexistent/nano.elf");
 	if (part != BENCH_PART_NANO) {
 		add(b, "--initrd");
 		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
@@ -227,8 +238,8 @@ static void vmm_command(struct builder *b, const struct bench_column *column, en
 static void qemu_command(struct builder *b, const struct bench_column *column, enum bench_part part,
 	const struct bench_paths *paths, const char *words)
 {
-	static const char *const fixed[] = {"-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none",
-		"-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"};
+	static const char *const fixed[] = {"-nodefaults", "-display", "none", "-serial", "stdio", "-monitor",
+		"none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"};
 
 	add(b, paths->qemu);
 	add(b, "-accel");
@@ -253,8 +264,8 @@ static void qemu_command(struct builder *b, const struct bench_column *column, e
 	add_joined(b, command_line(part), words);
 }
 
-int bench_column_command(const struct bench_column *column, enum bench_part part, const struct bench_paths *paths,
-	const char *words, const char **argv, char *text, size_t size)
+int bench_column_command(const struct bench_column *column, enum bench_part part,
+	const struct bench_paths *paths, const char *words, const char **argv, char *text, size_t size)
 {
 	struct builder b = {.argv = argv, .text = text, .size = size};
 

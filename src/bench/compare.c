@@ -46,7 +46,8 @@ static void pair_print(const struct bench_work *work, const char *column, const 
 		return;
 	if (a->state != BENCH_OK || b->state != BENCH_OK) {
 		if (a->state != b->state) {
-			printf("%-18s %-18s %s, then %s\n", work->id, column, bench_state_names[a->state], bench_state_names[b->state]);
+			printf("%-18s %-18s %s, then %s\n", work->id, column, bench_state_names[a->state],
+				bench_state_names[b->state]);
 			tally->other++;
 		}
 		return;
@@ -65,13 +66,14 @@ static void pair_print(const struct bench_work *work, const char *column, const 
 	bench_ratio_text(ratio.value, value, sizeof(value));
 	bench_ratio_text(ratio.low, low, sizeof(low));
 	bench_ratio_text(ratio.high, high, sizeof(high));
-	printf("%-18s %-18s %10s -> %-10s ×%-6s (%s..%s) %s\n", work->id, column, before, after, value, low, high,
-		verdict(&ratio, tally));
+	printf("%-18s %-18s %10s -> %-10s ×%-6s (%s..%s) %s\n", work->id, column, before, after, value, low,
+		high, verdict(&ratio, tally));
 }
 
 static void describe(const char *name, const char *path, const struct bench_result *r)
 {
-	printf("%s: %s, %s, %s, commit %s, noise %.1f %%\n", name, path, r->date, r->pace, r->commit, r->noise.relative * 100);
+	printf("%s: %s, %s, %s, commit %s, noise %.1f %%\n", name, path, r->date, r->pace, r->commit,
+		r->noise.relative * 100);
 }
 
 static void compare(const struct bench_result *a, const struct bench_result *b)
@@ -80,7 +82,8 @@ static void compare(const struct bench_result *a, const struct bench_result *b)
 	struct tally tally = {0};
 
 	if (strcmp(a->host.cpu, b->host.cpu))
-		printf("The runs are from different processors (%s; %s): the ratios compare the hosts too.\n", a->host.cpu, b->host.cpu);
+		printf("The runs are from different processors (%s; %s): the ratios compare the hosts too.\n",
+			a->host.cpu, b->host.cpu);
 	if (strcmp(a->guest_kernel, b->guest_kernel))
 		printf("The runs had different guest kernels (%s; %s).\n", a->guest_kernel, b->guest_kernel);
 	for (unsigned w = 0; w < b->work_count; w++) {
@@ -90,11 +93,12 @@ static void compare(const struct bench_result *a, const struct bench_result *b)
 			int d = column_same(a, b->columns[c].id);
 
 			if (d >= 0)
-				pair_print(&b->works[w], b->columns[c].id, &a->cells[v][d], &b->cells[w][c], noise, &tally);
+				pair_print(&b->works[w], b->columns[c].id, &a->cells[v][d], &b->cells[w][c],
+					noise, &tally);
 		}
 	}
-	printf("%u faster, %u slower, %u within the noise, %u not comparable.\n", tally.faster, tally.slower, tally.same,
-		tally.other);
+	printf("%u faster, %u slower, %u within the noise, %u not comparable.\n", tally.faster, tally.slower,
+		tally.same, tally.other);
 }
 
 int bench_compare(const char *before, const char *after, struct error *err)

@@ -12,17 +12,22 @@
 static const char *const group_titles[BENCH_GROUPS] = {
 	"Nano: single events on bare metal", "Micro: one program in a Linux guest", "Macro: whole tasks"};
 static const char *const group_texts[BENCH_GROUPS] = {
-	("A bare-metal guest does one thing again and again and counts cycles of the time-stamp counter; an empty loop is "
-	"taken off. † marks what Adams and Agesen measured in <cite>A Comparison of Software and Hardware Techniques for x86 "
-	"Virtualization</cite> (ASPLOS 2006), whose nanobenchmarks these follow; their figures are of processors of that time "
-	"and are not repeated here."),
-	("The same static binary runs natively and as the init of the same Linux kernel in every guest; its answers are "
-	"compared by checksum."),
+	("A bare-metal guest does one thing again and again and counts cycles of the time-stamp counter; an "
+	 "empty loop is "
+	 "taken off. † marks what Adams and Agesen measured in <cite>A Comparison of Software and Hardware "
+	 "Techniques for x86 "
+	 "Virtualization</cite> (ASPLOS 2006), whose nanobenchmarks these follow; their figures are of "
+	 "processors of that time "
+	 "and are not repeated here."),
+	("The same static binary runs natively and as the init of the same Linux kernel in every guest; its "
+	 "answers are "
+	 "compared by checksum."),
 	"From the start of the process to the end of the task, or to the first line of init."};
 
 static bool in_paper(const char *id)
 {
-	static const char *const ids[] = {"syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod", "forkwait"};
+	static const char *const ids[] = {
+		"syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod", "forkwait"};
 
 	for (unsigned i = 0; i < sizeof(ids) / sizeof(ids[0]); i++)
 		if (!strcmp(ids[i], id))
@@ -49,22 +54,27 @@ static void head(FILE *file, const struct bench_result *r)
 	fprintf(file, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
 		"<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>vmm bench, ");
 	html_text(file, r->date);
-	fprintf(file, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<h1>What each way of running a guest costs</h1>\n<p class=\"soft\">",
+	fprintf(file,
+		"</title>\n<style>\n%s</style>\n</head>\n<body>\n<h1>What each way of running a guest "
+		"costs</h1>\n<p class=\"soft\">",
 		html_style);
 	html_text(file, r->command[0] ? r->command : "vmm bench");
 	fprintf(file, "</p>\n<div class=\"facts\">\n");
 	fact(file, "When", "%s, %.0f s, pace %s", r->date, r->seconds, r->pace);
 	fact(file, "vmm", "version %s, commit %s", r->version, r->commit);
-	fact(file, "Processor", "%s, %u processors%s", r->host.cpu, r->host.cpus, r->host.hypervisor ? ", itself a virtual machine" : "");
+	fact(file, "Processor", "%s, %u processors%s", r->host.cpu, r->host.cpus,
+		r->host.hypervisor ? ", itself a virtual machine" : "");
 	fact(file, "Host kernel", "%s", r->host.kernel);
 	fact(file, "KVM", "%s; memory: %s", r->host.kvm, r->host.memory_virt);
 	fact(file, "Guest kernel", "%s", r->guest_kernel[0] ? r->guest_kernel : "none");
 	fact(file, "Noise of the host", "%.1f %% (worst block %+.0f %% of %u)", r->noise.relative * 100,
-		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0, r->noise.blocks);
+		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0,
+		r->noise.blocks);
 	fact(file, "Load average", "%.2f at the start, %.2f at the end", r->host.load_start, r->host.load_end);
 	fprintf(file, "</div>\n");
 	if (r->host.load_start > 0.3 * r->host.cpus || r->noise.relative > 0.1)
-		fprintf(file, "<p class=\"warn\">The host was not idle: these figures show the way of measuring, and are no basis for a claim.</p>\n");
+		fprintf(file, "<p class=\"warn\">The host was not idle: these figures show the way of "
+			      "measuring, and are no basis for a claim.</p>\n");
 }
 
 static void cell(FILE *file, const struct bench_work *work, const struct bench_cell *c)
@@ -80,15 +90,19 @@ static void cell(FILE *file, const struct bench_work *work, const struct bench_c
 	quartiles = bench_quartiles(c);
 	bench_value_text(quartiles.value, work->unit, text, sizeof(text));
 	if (quartiles.value > 0)
-		fprintf(file, "<td>%s <small>±%.0f%%</small></td>", text, (quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
+		fprintf(file, "<td>%s <small>±%.0f%%</small></td>", text,
+			(quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
 	else
 		fprintf(file, "<td>about 0</td>");
 }
 
 static void table(FILE *file, const struct bench_result *r, enum bench_group group)
 {
-	fprintf(file, "<div class=\"scroll\"><table>\n<caption>Medians%s; ± is half the distance between the quartiles.</caption>\n"
-		"<thead><tr><th>work</th><th class=\"t\">one iteration is</th>", group == BENCH_NANO ? " in cycles" : "");
+	fprintf(file,
+		"<div class=\"scroll\"><table>\n<caption>Medians%s; ± is half the distance between the "
+		"quartiles.</caption>\n"
+		"<thead><tr><th>work</th><th class=\"t\">one iteration is</th>",
+		group == BENCH_NANO ? " in cycles" : "");
 	for (unsigned c = 0; c < r->column_count; c++)
 		if (bench_cell_shown(r, group, c)) {
 			fprintf(file, "<th>");
@@ -126,7 +140,8 @@ static void groups(FILE *file, const struct bench_result *r)
 			any |= bench_cell_shown(r, (enum bench_group)group, c);
 		if (!any)
 			continue;
-		fprintf(file, "<h2 id=\"%s\">%s</h2>\n<p>%s</p>\n", bench_group_names[group], group_titles[group], group_texts[group]);
+		fprintf(file, "<h2 id=\"%s\">%s</h2>\n<p>%s</p>\n", bench_group_names[group],
+			group_titles[group], group_texts[group]);
 		html_chart(file, r, (enum bench_group)group);
 		table(file, r, (enum bench_group)group);
 	}
@@ -141,7 +156,8 @@ static void reasons(FILE *file, const struct bench_result *r, enum bench_state s
 			bool earlier = false;
 
 			for (unsigned v = 0; v < w; v++)
-				earlier |= r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, at->why);
+				earlier |=
+					r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, at->why);
 			if (at->state != state || earlier)
 				continue;
 			fprintf(file, "<li><b>%s</b>, ", state == BENCH_FAILED ? "failed" : "skipped");
@@ -181,11 +197,15 @@ static void missing(FILE *file, const struct bench_result *r)
 
 static void methods(FILE *file, const struct bench_result *r)
 {
-	fprintf(file, "<h2 id=\"method\">How it was measured</h2>\n<p>The columns run in turn, one launch of each in a round, so that what "
-		"drifts on the host drifts for all. A launch counts only if its guest wrote every sample that was asked for, "
-		"ended properly and kept a clock that went like the host's; answers are compared between columns. Raw samples are in the "
-		"JSON file.</p>\n<div class=\"scroll\"><table><thead><tr><th>column</th><th class=\"t\">version</th>"
-		"<th class=\"t\">first command of each part</th></tr></thead><tbody>\n");
+	fprintf(file, "<h2 id=\"method\">How it was measured</h2>\n<p>The columns run in turn, one launch of "
+		      "each in a round, so that what "
+		      "drifts on the host drifts for all. A launch counts only if its guest wrote every "
+		      "sample that was asked for, "
+		      "ended properly and kept a clock that went like the host's; answers are compared "
+		      "between columns. Raw samples are in the "
+		      "JSON file.</p>\n<div class=\"scroll\"><table><thead><tr><th>column</th><th "
+		      "class=\"t\">version</th>"
+		      "<th class=\"t\">first command of each part</th></tr></thead><tbody>\n");
 	for (unsigned c = 0; c < r->column_count; c++) {
 		bool seen[BENCH_PARTS] = {false};
 
@@ -213,16 +233,19 @@ static void methods(FILE *file, const struct bench_result *r)
 
 static void launches(FILE *file, const struct bench_result *r)
 {
-	fprintf(file, "<details><summary>All %u launches</summary><div class=\"scroll\"><table><thead><tr><th>at</th><th class=\"t\">column</th>"
-		"<th class=\"t\">part</th><th>round</th><th>took</th><th>guest's clock</th><th class=\"t\">result</th></tr></thead><tbody>\n",
+	fprintf(file,
+		"<details><summary>All %u launches</summary><div "
+		"class=\"scroll\"><table><thead><tr><th>at</th><th class=\"t\">column</th>"
+		"<th class=\"t\">part</th><th>round</th><th>took</th><th>guest's clock</th><th "
+		"class=\"t\">result</th></tr></thead><tbody>\n",
 		r->launch_count);
 	for (unsigned i = 0; i < r->launch_count; i++) {
 		const struct bench_launch *launch = &r->launches[i];
 
 		fprintf(file, "<tr><td>%.1f s</td><td class=\"t\">", launch->start);
 		html_text(file, r->columns[launch->column].id);
-		fprintf(file, "</td><td class=\"t\">%s</td><td>%u</td><td>%.2f s</td>", bench_part_names[launch->part], launch->round + 1,
-			launch->seconds);
+		fprintf(file, "</td><td class=\"t\">%s</td><td>%u</td><td>%.2f s</td>",
+			bench_part_names[launch->part], launch->round + 1, launch->seconds);
 		if (launch->clock_ratio > 0)
 			fprintf(file, "<td>×%.3f</td>", launch->clock_ratio);
 		else

@@ -76,8 +76,9 @@ static void grid(FILE *file, const struct axis *axis, unsigned height)
 	unsigned n = ticks(axis, at, 24);
 
 	for (unsigned i = 0; i < n; i++)
-		fprintf(file, "<line class=\"%s\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"0\" y2=\"%u\"/>", fabs(at[i] - 1) < 1e-9 ? "one" : "grid",
-			place(axis, at[i]), place(axis, at[i]), height);
+		fprintf(file, "<line class=\"%s\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"0\" y2=\"%u\"/>",
+			fabs(at[i] - 1) < 1e-9 ? "one" : "grid", place(axis, at[i]), place(axis, at[i]),
+			height);
 }
 
 /* prefix stands before each label: "×" for ratios, nothing for counts. */
@@ -86,11 +87,13 @@ static void axis_row(FILE *file, const struct axis *axis, const char *prefix)
 	double at[24];
 	unsigned n = ticks(axis, at, 24);
 
-	fprintf(file, "<div class=\"row axis\"><div class=\"lab\"></div><svg height=\"18\" aria-hidden=\"true\">");
+	fprintf(file,
+		"<div class=\"row axis\"><div class=\"lab\"></div><svg height=\"18\" aria-hidden=\"true\">");
 	for (unsigned i = 0; i < n; i++) {
 		double value = at[i];
 
-		fprintf(file, "<text class=\"soft\" x=\"%.2f%%\" y=\"12\" text-anchor=\"middle\">%s", place(axis, value), prefix);
+		fprintf(file, "<text class=\"soft\" x=\"%.2f%%\" y=\"12\" text-anchor=\"middle\">%s",
+			place(axis, value), prefix);
 		if (value >= 1e6)
 			fprintf(file, "%g M</text>", value / 1e6);
 		else if (value >= 1e3)
@@ -106,23 +109,30 @@ static bool in_chart(const struct bench_result *r, enum bench_group group, unsig
 	if ((int)column == base)
 		return false;
 	for (unsigned w = 0; w < r->work_count; w++)
-		if (r->works[w].group == group && (r->cells[w][column].state == BENCH_OK || r->cells[w][column].state == BENCH_FAILED) &&
+		if (r->works[w].group == group &&
+			(r->cells[w][column].state == BENCH_OK ||
+				r->cells[w][column].state == BENCH_FAILED) &&
 			r->cells[w][base].state == BENCH_OK)
 			return true;
 	return false;
 }
 
-static void ratio_bar(FILE *file, const struct axis *axis, const struct bench_interval *ratio, unsigned column, unsigned y)
+static void ratio_bar(
+	FILE *file, const struct axis *axis, const struct bench_interval *ratio, unsigned column, unsigned y)
 {
-	double one = place(axis, 1), at = place(axis, ratio->value), low = place(axis, ratio->low), high = place(axis, ratio->high);
+	double one = place(axis, 1), at = place(axis, ratio->value), low = place(axis, ratio->low),
+	       high = place(axis, ratio->high);
 	char text[24];
 
 	bench_ratio_text(ratio->value, text, sizeof(text));
-	fprintf(file, "<rect x=\"%.2f%%\" y=\"%u\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" style=\"fill:var(--k%u)\"/>",
+	fprintf(file,
+		"<rect x=\"%.2f%%\" y=\"%u\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" "
+		"style=\"fill:var(--k%u)\"/>",
 		fmin(one, at), y, fmax(fabs(at - one), 0.25), BAR, column % 9);
-	fprintf(file, "<line class=\"whisker\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"%.1f\" y2=\"%.1f\"/>", low, high, y + BAR / 2.0,
-		y + BAR / 2.0);
-	fprintf(file, "<text x=\"%.2f%%\" dx=\"5\" y=\"%u\">×%s</text>", fmax(fmax(high, at), one), y + BAR - 1, text);
+	fprintf(file, "<line class=\"whisker\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"%.1f\" y2=\"%.1f\"/>", low,
+		high, y + BAR / 2.0, y + BAR / 2.0);
+	fprintf(file, "<text x=\"%.2f%%\" dx=\"5\" y=\"%u\">×%s</text>", fmax(fmax(high, at), one),
+		y + BAR - 1, text);
 }
 
 static void work_row(FILE *file, const struct bench_result *r, unsigned w, int base, const struct axis *axis)
@@ -131,7 +141,8 @@ static void work_row(FILE *file, const struct bench_result *r, unsigned w, int b
 	unsigned bars = 0, y = 3;
 
 	for (unsigned c = 0; c < r->column_count; c++)
-		bars += in_chart(r, group, c, base) && r->cells[w][c].state != BENCH_SKIPPED && r->cells[w][c].state != BENCH_EMPTY;
+		bars += in_chart(r, group, c, base) && r->cells[w][c].state != BENCH_SKIPPED &&
+			r->cells[w][c].state != BENCH_EMPTY;
 	if (!bars || r->cells[w][base].state != BENCH_OK)
 		return;
 	fprintf(file, "<div class=\"row\"><div class=\"lab\" title=\"");
@@ -148,11 +159,14 @@ static void work_row(FILE *file, const struct bench_result *r, unsigned w, int b
 			continue;
 		ratio = bench_ratio(cell, &r->cells[w][base], r->noise.relative);
 		if (cell->state == BENCH_FAILED)
-			fprintf(file, "<text class=\"bad\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">failed</text>", place(axis, 1), y + BAR - 1);
+			fprintf(file, "<text class=\"bad\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">failed</text>",
+				place(axis, 1), y + BAR - 1);
 		else if (ratio.value > 0)
 			ratio_bar(file, axis, &ratio, c, y);
 		else
-			fprintf(file, "<text class=\"soft\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">no ratio: one of the two costs about nothing</text>",
+			fprintf(file,
+				"<text class=\"soft\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">no ratio: one of the "
+				"two costs about nothing</text>",
 				place(axis, 1), y + BAR - 1);
 		y += BAR_STEP;
 	}
@@ -207,8 +221,10 @@ void html_chart(FILE *file, const struct bench_result *r, enum bench_group group
 	axis_row(file, &axis, "×");
 	fprintf(file, "<figcaption>Time as a multiple of ");
 	html_text(file, r->columns[base].label);
-	fprintf(file, " in the same run, on a logarithmic axis: shorter is faster, left of ×1 is faster than that. "
-		"The thin lines are 95&nbsp;%% intervals, widened by the noise of the host.</figcaption>\n</figure>\n");
+	fprintf(file,
+		" in the same run, on a logarithmic axis: shorter is faster, left of ×1 is faster than that. "
+		"The thin lines are 95&nbsp;%% intervals, widened by the noise of the "
+		"host.</figcaption>\n</figure>\n");
 }
 
 static int by_value(const void *a, const void *b)
@@ -240,15 +256,18 @@ static void profile_kind(FILE *file, const struct bench_profile *profile, const 
 	axis = axis_around(1, (double)sorted[0].value);
 	fprintf(file, "<figure><figcaption>%s: ", title);
 	html_text(file, sorted[0].name + strlen(kind));
-	fprintf(file, " leads with %.0f&nbsp;%% of the %.0f counted in %.1f&nbsp;s.</figcaption>\n", (double)sorted[0].value / all * 100,
-		all, profile->seconds);
+	fprintf(file, " leads with %.0f&nbsp;%% of the %.0f counted in %.1f&nbsp;s.</figcaption>\n",
+		(double)sorted[0].value / all * 100, all, profile->seconds);
 	for (unsigned i = 0; i < n && i < PROFILE_ROWS; i++) {
 		fprintf(file, "<div class=\"row\"><div class=\"lab\">");
 		html_text(file, sorted[i].name + strlen(kind));
 		fprintf(file, "</div><svg height=\"18\" role=\"img\">");
 		grid(file, &axis, 18);
-		fprintf(file, "<rect x=\"0\" y=\"3\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" style=\"fill:var(--k1)\"/>"
-			"<text x=\"%.2f%%\" dx=\"5\" y=\"13\">%llu</text></svg></div>\n", fmax(0.25, place(&axis, (double)sorted[i].value)), BAR,
+		fprintf(file,
+			"<rect x=\"0\" y=\"3\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" "
+			"style=\"fill:var(--k1)\"/>"
+			"<text x=\"%.2f%%\" dx=\"5\" y=\"13\">%llu</text></svg></div>\n",
+			fmax(0.25, place(&axis, (double)sorted[i].value)), BAR,
 			place(&axis, (double)sorted[i].value), (unsigned long long)sorted[i].value);
 	}
 	axis_row(file, &axis, "");
@@ -257,7 +276,8 @@ static void profile_kind(FILE *file, const struct bench_profile *profile, const 
 
 bool html_profiles(FILE *file, const struct bench_result *r)
 {
-	static const char *const work[BENCH_PARTS] = {"the bare-metal works", "the Linux works and the boot", "the Debian works"};
+	static const char *const work[BENCH_PARTS] = {
+		"the bare-metal works", "the Linux works and the boot", "the Debian works"};
 	bool any = false;
 
 	for (unsigned part = 0; part < BENCH_PARTS; part++)
@@ -267,12 +287,14 @@ bool html_profiles(FILE *file, const struct bench_result *r)
 			if (!profile->launches || !profile->count)
 				continue;
 			if (!any)
-				fprintf(file, "<h2 id=\"profile\">Exits and events by kind</h2>\n<p class=\"soft\">From <code>--stats</code>, "
-					"summed over the launches; logarithmic axes.</p>\n");
+				fprintf(file, "<h2 id=\"profile\">Exits and events by kind</h2>\n<p "
+					      "class=\"soft\">From <code>--stats</code>, "
+					      "summed over the launches; logarithmic axes.</p>\n");
 			any = true;
 			fprintf(file, "<h3>");
 			html_text(file, r->columns[c].label);
-			fprintf(file, ", %s (%u launch%s)</h3>\n", work[part], profile->launches, profile->launches == 1 ? "" : "es");
+			fprintf(file, ", %s (%u launch%s)</h3>\n", work[part], profile->launches,
+				profile->launches == 1 ? "" : "es");
 			profile_kind(file, profile, "exits.", "Exits to the VMM");
 			profile_kind(file, profile, "engine.", "Events inside the engine");
 		}

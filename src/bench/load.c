@@ -27,8 +27,8 @@ static double number_load(const struct json_value *object, const char *key)
 }
 
 /* The index of the text among names, or otherwise. */
-static unsigned choice_load(const struct json_value *object, const char *key, const char *const *names, unsigned count,
-	unsigned otherwise)
+static unsigned choice_load(const struct json_value *object, const char *key, const char *const *names,
+	unsigned count, unsigned otherwise)
 {
 	const char *text = json_text(json_get(object, key), "");
 
@@ -79,14 +79,16 @@ static void host_load(struct bench_result *r, const struct json_value *root)
 
 static void columns_load(struct bench_result *r, const struct json_value *root)
 {
-	for (const struct json_value *v = elements(root, "columns"); v && r->column_count < BENCH_COLUMN_MAX; v = v->next) {
+	for (const struct json_value *v = elements(root, "columns"); v && r->column_count < BENCH_COLUMN_MAX;
+		v = v->next) {
 		struct bench_column *column = &r->columns[r->column_count++];
 
 		TEXT(column->id, v, "id");
 		TEXT(column->label, v, "label");
 		TEXT(column->why, v, "why");
 		TEXT(column->version, v, "version");
-		column->kind = (enum bench_column_kind)choice_load(v, "kind", bench_kind_names, BENCH_COLUMN_KINDS, BENCH_NATIVE);
+		column->kind = (enum bench_column_kind)choice_load(
+			v, "kind", bench_kind_names, BENCH_COLUMN_KINDS, BENCH_NATIVE);
 		column->present = json_true(json_get(v, "present"));
 	}
 }
@@ -99,7 +101,8 @@ static void cell_load(struct bench_cell *cell, const struct json_value *v)
 	TEXT(cell->why, v, "why");
 	cell->has_check = check;
 	cell->check = check ? strtoull(check, NULL, 16) : 0;
-	for (const struct json_value *s = elements(v, "samples"); s && cell->count < BENCH_SAMPLE_MAX; s = s->next) {
+	for (const struct json_value *s = elements(v, "samples"); s && cell->count < BENCH_SAMPLE_MAX;
+		s = s->next) {
 		struct bench_sample sample = {number_load(s, "value"), json_integer(json_get(s, "n")),
 			(unsigned)json_integer(json_get(s, "launch"))};
 
@@ -112,15 +115,18 @@ static void cell_load(struct bench_cell *cell, const struct json_value *v)
 
 static void works_load(struct bench_result *r, const struct json_value *root)
 {
-	for (const struct json_value *v = elements(root, "works"); v && r->work_count < BENCH_WORK_MAX; v = v->next) {
+	for (const struct json_value *v = elements(root, "works"); v && r->work_count < BENCH_WORK_MAX;
+		v = v->next) {
 		unsigned w = r->work_count++;
 		struct bench_work *work = &r->works[w];
 
 		TEXT(work->id, v, "id");
 		TEXT(work->text, v, "text");
-		work->group = (enum bench_group)choice_load(v, "group", bench_group_names, BENCH_GROUPS, BENCH_MICRO);
+		work->group = (enum bench_group)choice_load(
+			v, "group", bench_group_names, BENCH_GROUPS, BENCH_MICRO);
 		work->unit = (enum bench_unit)choice_load(v, "unit", bench_unit_names, BENCH_UNITS, BENCH_NS);
-		work->part = (enum bench_part)choice_load(v, "part", bench_part_names, BENCH_PARTS, BENCH_PART_LINUX);
+		work->part = (enum bench_part)choice_load(
+			v, "part", bench_part_names, BENCH_PARTS, BENCH_PART_LINUX);
 		for (const struct json_value *result = elements(v, "results"); result; result = result->next) {
 			int c = column_find(r, result);
 
@@ -132,7 +138,8 @@ static void works_load(struct bench_result *r, const struct json_value *root)
 
 static void launches_load(struct bench_result *r, const struct json_value *root)
 {
-	for (const struct json_value *v = elements(root, "launches"); v && r->launch_count < BENCH_LAUNCH_MAX; v = v->next) {
+	for (const struct json_value *v = elements(root, "launches"); v && r->launch_count < BENCH_LAUNCH_MAX;
+		v = v->next) {
 		struct bench_launch *launch = &r->launches[r->launch_count];
 		int c = column_find(r, v);
 
@@ -140,7 +147,8 @@ static void launches_load(struct bench_result *r, const struct json_value *root)
 			continue;
 		r->launch_count++;
 		launch->column = (unsigned)c;
-		launch->part = (enum bench_part)choice_load(v, "part", bench_part_names, BENCH_PARTS, BENCH_PART_LINUX);
+		launch->part = (enum bench_part)choice_load(
+			v, "part", bench_part_names, BENCH_PARTS, BENCH_PART_LINUX);
 		launch->round = (unsigned)json_integer(json_get(v, "round"));
 		launch->start = number_load(v, "start");
 		launch->seconds = number_load(v, "seconds");
@@ -164,7 +172,8 @@ static void profiles_load(struct bench_result *r, const struct json_value *root)
 		profile = &r->profiles[part][c];
 		profile->launches = (unsigned)json_integer(json_get(v, "launches"));
 		profile->seconds = number_load(v, "seconds");
-		for (const struct json_value *k = counters && counters->kind == JSON_OBJECT ? counters->first : NULL;
+		for (const struct json_value *k = counters && counters->kind == JSON_OBJECT ? counters->first
+											    : NULL;
 			k && profile->count < BENCH_COUNTER_MAX; k = k->next) {
 			struct bench_counter *counter = &profile->counters[profile->count++];
 
@@ -205,9 +214,11 @@ int bench_load(struct bench_result *r, const char *path, struct error *err)
 		return err ? err->code : -EIO;
 	root = json_parse(text, size);
 	free(text);
-	if (strcmp(json_text(json_get(root, "format"), ""), "vmm-bench") || json_integer(json_get(root, "format_version")) != 1) {
+	if (strcmp(json_text(json_get(root, "format"), ""), "vmm-bench") ||
+		json_integer(json_get(root, "format_version")) != 1) {
 		json_free(root);
-		return error_set(err, -EINVAL, "%.300s is not a result of vmm bench that this version can read.", path);
+		return error_set(err, -EINVAL,
+			"%.300s is not a result of vmm bench that this version can read.", path);
 	}
 	TEXT(r->version, root, "version");
 	TEXT(r->commit, root, "commit");

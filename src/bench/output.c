@@ -121,8 +121,9 @@ static void result_line(struct bench_output *out, const char *line)
 	if (!item)
 		return;
 	if (!field(line, "unit", false, unit, sizeof(unit)) || !field(line, "n", false, n, sizeof(n)) ||
-		!field(line, "value", false, value, sizeof(value)) || !field(line, "check", false, check, sizeof(check)) ||
-		!parse_u64(n, 10, &sample.n) || !parse_decimal(value, &sample.value) || !parse_u64(check, 16, &hash)) {
+		!field(line, "value", false, value, sizeof(value)) ||
+		!field(line, "check", false, check, sizeof(check)) || !parse_u64(n, 10, &sample.n) ||
+		!parse_decimal(value, &sample.value) || !parse_u64(check, 16, &hash)) {
 		bad_line(out, "it wrote a result that cannot be read: \"%.120s\"", line);
 		return;
 	}
@@ -137,7 +138,8 @@ static void result_line(struct bench_output *out, const char *line)
 	}
 	if (item->has_check && item->check != hash) {
 		item->bad = true;
-		snprintf(item->why, sizeof(item->why), "Two samples of one launch gave different answers: %llx and %llx.",
+		snprintf(item->why, sizeof(item->why),
+			"Two samples of one launch gave different answers: %llx and %llx.",
 			(unsigned long long)item->check, (unsigned long long)hash);
 	}
 	item->has_check = true;
@@ -166,8 +168,10 @@ static void clock_line(struct bench_output *out, const char *line, uint64_t now)
 	char unit[16], value[24];
 	unsigned slot = out->clocks ? 1 : 0;
 
-	if (!field(line, "unit", false, unit, sizeof(unit)) || !field(line, "value", false, value, sizeof(value)) ||
-		!parse_u64(value, 10, &out->clock_guest[slot]) || (strcmp(unit, "cycles") && strcmp(unit, "ns"))) {
+	if (!field(line, "unit", false, unit, sizeof(unit)) ||
+		!field(line, "value", false, value, sizeof(value)) ||
+		!parse_u64(value, 10, &out->clock_guest[slot]) ||
+		(strcmp(unit, "cycles") && strcmp(unit, "ns"))) {
 		bad_line(out, "it wrote a clock that cannot be read: \"%.120s\"", line);
 		return;
 	}

@@ -56,7 +56,8 @@ static void qemu_find(struct bench_paths *paths)
 
 	for (char *folder = copy ? strtok_r(copy, ":", &rest) : NULL; folder && !paths->qemu[0];
 		folder = strtok_r(NULL, ":", &rest))
-		find_in(paths->qemu, sizeof(paths->qemu), (const char *const[]){folder, NULL}, "qemu-system-x86_64", true);
+		find_in(paths->qemu, sizeof(paths->qemu), (const char *const[]){folder, NULL},
+			"qemu-system-x86_64", true);
 	free(copy);
 }
 
@@ -114,7 +115,8 @@ static void kernel_find(const struct bench_config *config, struct bench_paths *p
 	/* bench/make-root writes NAME.img and NAME.initrd. */
 	n = strlen(paths->root);
 	if (n > 4 && !strcmp(paths->root + n - 4, ".img"))
-		snprintf(paths->root_initrd, sizeof(paths->root_initrd), "%.*s.initrd", (int)(n - 4), paths->root);
+		snprintf(paths->root_initrd, sizeof(paths->root_initrd), "%.*s.initrd", (int)(n - 4),
+			paths->root);
 }
 
 int bench_paths_find(const struct bench_config *config, struct bench_paths *paths, struct error *err)
@@ -132,7 +134,8 @@ int bench_paths_find(const struct bench_config *config, struct bench_paths *path
 		return error_set(err, -errno, "%.300s cannot be read: %s.", config->kernel, strerror(errno));
 	if (config->root && access(paths->root, R_OK))
 		return error_set(err, -errno, "%.300s cannot be read: %s.", config->root, strerror(errno));
-	snprintf(paths->dir, sizeof(paths->dir), "%.20s/vmm-bench-XXXXXX", tmp && strlen(tmp) <= 20 ? tmp : "/tmp");
+	snprintf(paths->dir, sizeof(paths->dir), "%.20s/vmm-bench-XXXXXX",
+		tmp && strlen(tmp) <= 20 ? tmp : "/tmp");
 	if (!mkdtemp(paths->dir)) {
 		rc = -errno;
 		paths->dir[0] = 0;
@@ -143,8 +146,8 @@ int bench_paths_find(const struct bench_config *config, struct bench_paths *path
 	if (paths->micro[0]) {
 		rc = bench_initrd_write(paths->initrd, paths->micro);
 		if (rc)
-			return error_set(err, rc, "The initial RAM disk with %.200s cannot be written: %s.", paths->micro,
-				strerror(-rc));
+			return error_set(err, rc, "The initial RAM disk with %.200s cannot be written: %s.",
+				paths->micro, strerror(-rc));
 	}
 	return 0;
 }
@@ -174,18 +177,22 @@ bool bench_listed(const char *list, const char *id)
 	return false;
 }
 
-static void work_add(const struct bench_config *config, struct bench_result *result, const struct bench_work *work)
+static void work_add(
+	const struct bench_config *config, struct bench_result *result, const struct bench_work *work)
 {
 	unsigned groups = config->groups ? config->groups : BENCH_GROUP_ALL;
 
 	if (!(groups & 1u << work->group) || !bench_listed(config->only, work->id) ||
-		(config->pace == BENCH_QUICK && work->heavy && !config->only) || result->work_count == BENCH_WORK_MAX || bench_work_find(result->works, result->work_count, work->id) >= 0)
+		(config->pace == BENCH_QUICK && work->heavy && !config->only) ||
+		result->work_count == BENCH_WORK_MAX ||
+		bench_work_find(result->works, result->work_count, work->id) >= 0)
 		return;
 	result->works[result->work_count++] = *work;
 }
 
 /* What micro offers, in its own order. */
-static void micro_list(const struct bench_config *config, const struct bench_paths *paths, struct bench_result *result)
+static void micro_list(
+	const struct bench_config *config, const struct bench_paths *paths, struct bench_result *result)
 {
 	char *text = bench_output_of((const char *const[]){paths->micro, "--list", NULL}), *rest = NULL;
 
@@ -195,7 +202,8 @@ static void micro_list(const struct bench_config *config, const struct bench_pat
 		struct bench_work work = {.group = BENCH_MICRO, .unit = BENCH_NS, .part = BENCH_PART_LINUX};
 		int known = bench_work_find(bench_works, bench_works_count, name);
 
-		if (strlen(name) >= sizeof(work.id) || strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(name))
+		if (strlen(name) >= sizeof(work.id) ||
+			strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(name))
 			continue;
 		snprintf(work.id, sizeof(work.id), "%s", name);
 		if (!strncmp(name, "k-", 2))
@@ -214,20 +222,23 @@ static int only_check(const struct bench_config *config, const struct bench_resu
 
 		snprintf(id, sizeof(id), "%.*s", (int)(n < sizeof(id) ? n : sizeof(id) - 1), word);
 		if (n >= sizeof(id) || bench_work_find(result->works, result->work_count, id) < 0)
-			return error_set(err, -EINVAL, "--only names \"%s\", which cannot be measured here; see vmm bench --list.", id);
+			return error_set(err, -EINVAL,
+				"--only names \"%s\", which cannot be measured here; see vmm bench --list.",
+				id);
 		word += n + (word[n] == ',');
 	}
 	return 0;
 }
 
-int bench_works_choose(const struct bench_config *config, const struct bench_paths *paths, struct bench_result *result,
-	struct error *err)
+int bench_works_choose(const struct bench_config *config, const struct bench_paths *paths,
+	struct bench_result *result, struct error *err)
 {
 	for (unsigned i = 0; i < bench_works_count; i++)
 		if (bench_works[i].part == BENCH_PART_NANO && (paths->nano[0] || paths->nano_native[0]))
 			work_add(config, result, &bench_works[i]);
 	if (!paths->nano[0])
-		bench_note(result, "The bare-metal guest nano.elf is not there, so nano is not measured in guests.");
+		bench_note(result,
+			"The bare-metal guest nano.elf is not there, so nano is not measured in guests.");
 	if (paths->micro[0])
 		micro_list(config, paths, result);
 	else
@@ -235,13 +246,15 @@ int bench_works_choose(const struct bench_config *config, const struct bench_pat
 	if (paths->kernel[0] && paths->micro[0])
 		work_add(config, result, &bench_works[bench_work_find(bench_works, bench_works_count, "boot")]);
 	else if (!paths->kernel[0])
-		bench_note(result, "There is no Linux kernel for the guests; run scripts/fetch-kernels or give --kernel.");
+		bench_note(result, "There is no Linux kernel for the guests; run scripts/fetch-kernels or "
+				   "give --kernel.");
 	if (config->pace == BENCH_FULL && paths->root[0] && paths->kernel[0]) {
 		for (unsigned i = 0; i < bench_works_count; i++)
 			if (bench_works[i].part == BENCH_PART_ROOT)
 				work_add(config, result, &bench_works[i]);
 	} else if (config->pace == BENCH_FULL) {
-		bench_note(result, "There is no root image for compile, fio and iperf3; bench/make-root makes one.");
+		bench_note(result,
+			"There is no root image for compile, fio and iperf3; bench/make-root makes one.");
 	}
 	return only_check(config, result, err);
 }

@@ -44,8 +44,8 @@ int bench_baseline(const struct bench_result *r, enum bench_group group)
 }
 
 /* Ratios of the works that both columns measured. */
-static unsigned ratios(const struct bench_result *r, enum bench_group group, unsigned column, unsigned base, double *values,
-	unsigned *lowest, unsigned *highest)
+static unsigned ratios(const struct bench_result *r, enum bench_group group, unsigned column, unsigned base,
+	double *values, unsigned *lowest, unsigned *highest)
 {
 	unsigned n = 0;
 	double low = INFINITY, high = 0;
@@ -92,13 +92,15 @@ void bench_sentence(const struct bench_result *r, enum bench_group group, char *
 		bench_ratio_text(bench_quantile(values, n, 0), low, sizeof(low));
 		bench_ratio_text(bench_quantile(values, n, 1), high, sizeof(high));
 		if (n == 1)
-			at += (size_t)snprintf(text + at, size - at, "%s%s takes %s times as long as %s for %s.", at ? "\n" : "",
+			at += (size_t)snprintf(text + at, size - at,
+				"%s%s takes %s times as long as %s for %s.", at ? "\n" : "",
 				r->columns[c].label, mean, r->columns[base].label, r->works[lowest].id);
 		else
 			at += (size_t)snprintf(text + at, size - at,
-				"%s%s takes %s times as long as %s over %u works (geometric mean; from %s for %s to %s for %s).",
-				at ? "\n" : "", r->columns[c].label, mean, r->columns[base].label, n, low, r->works[lowest].id, high,
-				r->works[highest].id);
+				"%s%s takes %s times as long as %s over %u works (geometric mean; from %s "
+				"for %s to %s for %s).",
+				at ? "\n" : "", r->columns[c].label, mean, r->columns[base].label, n, low,
+				r->works[lowest].id, high, r->works[highest].id);
 	}
 }
 

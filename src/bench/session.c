@@ -92,7 +92,8 @@ static void words_build(const struct session *s, enum bench_part part, char *tex
 	for (unsigned i = 0; i < s->output.count && at < size; i++)
 		at += (size_t)snprintf(text + at, size - at, "%s%s", i ? "," : "", s->output.items[i].id);
 	if (at < size)
-		snprintf(text + at, size - at, " repeat=%u %s=%s", s->output.wanted, part == BENCH_PART_NANO ? "cycles" : "scale",
+		snprintf(text + at, size - at, " repeat=%u %s=%s", s->output.wanted,
+			part == BENCH_PART_NANO ? "cycles" : "scale",
 			part == BENCH_PART_NANO ? s->cycles : s->scale);
 }
 
@@ -106,7 +107,8 @@ static bool status_good(const struct bench_column *column, enum bench_part part,
 {
 	if (!WIFEXITED(status))
 		return false;
-	return !WEXITSTATUS(status) || (part == BENCH_PART_NANO && column->kind != BENCH_NATIVE && (WEXITSTATUS(status) & 1));
+	return !WEXITSTATUS(status) ||
+	       (part == BENCH_PART_NANO && column->kind != BENCH_NATIVE && (WEXITSTATUS(status) & 1));
 }
 
 static void status_text(int status, char *text, size_t size)
@@ -130,20 +132,25 @@ static void judge(struct session *s, const struct bench_child *child, struct ben
 	if (child->interrupted)
 		snprintf(why, size, "It was interrupted.");
 	else if (child->timed_out)
-		snprintf(why, size, "It was killed after %.0f s%s%s.", child->limit, out->ended ? ", having written its last line" : "",
+		snprintf(why, size, "It was killed after %.0f s%s%s.", child->limit,
+			out->ended ? ", having written its last line" : "",
 			out->begun || out->ended ? "" : ", before it had begun");
 	else if (child->flooded)
 		snprintf(why, size, "It was killed after %u MiB of output.", BENCH_OUTPUT_MAX >> 20);
 	else if (out->bad[0])
 		snprintf(why, size, "Its output is not to be trusted: %.280s.", out->bad);
 	else if (!out->ended)
-		snprintf(why, size, "It did not come to its end; %s%s%.150s.", end, child->tail[0] ? ", saying: " : "", child->tail);
+		snprintf(why, size, "It did not come to its end; %s%s%.150s.", end,
+			child->tail[0] ? ", saying: " : "", child->tail);
 	else if (!status_good(&s->result->columns[launch->column], launch->part, child->status))
-		snprintf(why, size, "It wrote its last line, but %s%s%.150s.", end, child->tail[0] ? ", saying: " : "", child->tail);
+		snprintf(why, size, "It wrote its last line, but %s%s%.150s.", end,
+			child->tail[0] ? ", saying: " : "", child->tail);
 	else if (bench_output_culprit(out) >= 0)
-		snprintf(why, size, "It ended without all samples of %s.", out->items[bench_output_culprit(out)].id);
+		snprintf(why, size, "It ended without all samples of %s.",
+			out->items[bench_output_culprit(out)].id);
 	else if (launch->clock_ratio > 0 && fabs(launch->clock_ratio - 1) > CLOCK_TOLERANCE)
-		snprintf(why, size, "The guest's clock went %.2f times as fast as the host's.", launch->clock_ratio);
+		snprintf(why, size, "The guest's clock went %.2f times as fast as the host's.",
+			launch->clock_ratio);
 	launch->ok = !why[0];
 }
 
@@ -174,7 +181,8 @@ static void merge_item(struct bench_cell *cell, const struct bench_item *item, u
 }
 
 /* Everything of a whole launch; of one whose time was over what was finished. */
-static void merge(struct session *s, const struct bench_launch *launch, unsigned index, const struct bench_child *child)
+static void merge(
+	struct session *s, const struct bench_launch *launch, unsigned index, const struct bench_child *child)
 {
 	struct bench_result *r = s->result;
 	int boot = bench_work_find(r->works, r->work_count, "boot");
@@ -197,12 +205,14 @@ static void merge(struct session *s, const struct bench_launch *launch, unsigned
 }
 
 /* A part that a column could not run: nothing of it counts but what had been finished in this turn. */
-static void part_fail(struct session *s, enum bench_part part, unsigned column, const char *why, const bool *finished)
+static void part_fail(
+	struct session *s, enum bench_part part, unsigned column, const char *why, const bool *finished)
 {
 	for (unsigned w = 0; w < s->result->work_count; w++) {
 		struct bench_cell *cell = &s->result->cells[w][column];
 
-		if (s->result->works[w].part == part && cell->state != BENCH_SKIPPED && cell->state != BENCH_FAILED && !finished[w])
+		if (s->result->works[w].part == part && cell->state != BENCH_SKIPPED &&
+			cell->state != BENCH_FAILED && !finished[w])
 			cell_fail(cell, why);
 	}
 }
@@ -249,8 +259,8 @@ static double time_limit(const struct session *s, enum bench_part part, unsigned
 }
 
 /* One launch. NULL if it could not even be tried. */
-static struct bench_launch *launch_once(struct session *s, enum bench_part part, unsigned column, unsigned round,
-	struct bench_child *child)
+static struct bench_launch *launch_once(
+	struct session *s, enum bench_part part, unsigned column, unsigned round, struct bench_child *child)
 {
 	char words[1024], text[BENCH_COMMAND_MAX];
 	struct bench_launch *launch = launch_new(s, part, column, round);
@@ -265,7 +275,8 @@ static struct bench_launch *launch_once(struct session *s, enum bench_part part,
 	child->ctx = &s->output;
 	child->interrupt = s->interrupt;
 	child->directory = s->paths->dir;
-	if (bench_column_command(&s->result->columns[column], part, s->paths, words, child->argv, text, sizeof(text))) {
+	if (bench_column_command(
+		    &s->result->columns[column], part, s->paths, words, child->argv, text, sizeof(text))) {
 		snprintf(launch->why, sizeof(launch->why), "The command line would be too long.");
 		return launch;
 	}
@@ -295,21 +306,23 @@ static void skip_late(struct session *s, enum bench_part part, unsigned column)
 
 		if (s->result->works[w].part == part && cell->state == BENCH_EMPTY) {
 			cell->state = BENCH_SKIPPED;
-			snprintf(cell->why, sizeof(cell->why), "Its share of the time was over before it had ended.");
+			snprintf(cell->why, sizeof(cell->why),
+				"Its share of the time was over before it had ended.");
 		}
 	}
 }
 
 /* A launch whose time was over, and whose guest had given no other reason for mistrust. */
-static bool salvageable(const struct session *s, const struct bench_child *child, const struct bench_launch *launch)
+static bool salvageable(
+	const struct session *s, const struct bench_child *child, const struct bench_launch *launch)
 {
 	return child->timed_out && s->output.begun && !s->output.bad[0] &&
 		(launch->clock_ratio == 0 || fabs(launch->clock_ratio - 1) <= CLOCK_TOLERANCE);
 }
 
 /* What a launch that is not whole means. True if the turn goes on with another one. */
-static bool failure_handle(struct session *s, const struct bench_child *child, const struct bench_launch *launch,
-	bool *left_out, unsigned attempt)
+static bool failure_handle(struct session *s, const struct bench_child *child,
+	const struct bench_launch *launch, bool *left_out, unsigned attempt)
 {
 	int culprit = bench_output_culprit(&s->output), w;
 	bool ours = child->timed_out && child->limit < s->limit; /* not its fault: the budget of --quick */
@@ -317,7 +330,8 @@ static bool failure_handle(struct session *s, const struct bench_child *child, c
 	if (salvageable(s, child, launch)) {
 		merge(s, launch, s->result->launch_count - 1, child);
 		for (unsigned i = 0; i < s->output.count; i++)
-			left_out[bench_work_find(s->result->works, s->result->work_count, s->output.items[i].id)] |=
+			left_out[bench_work_find(
+				s->result->works, s->result->work_count, s->output.items[i].id)] |=
 				bench_item_complete(&s->output, &s->output.items[i]);
 	}
 	if (ours) {
@@ -447,13 +461,15 @@ static void answers_compare(struct bench_result *r)
 			if ((int)c == base || cell->state != BENCH_OK || !cell->has_check ||
 				cell->samples[0].n != other->samples[0].n || cell->check == other->check)
 				continue;
-			snprintf(why, sizeof(why), "A wrong answer: %llx instead of %s's %llx.", (unsigned long long)cell->check,
-				r->columns[base].id, (unsigned long long)other->check);
+			snprintf(why, sizeof(why), "A wrong answer: %llx instead of %s's %llx.",
+				(unsigned long long)cell->check, r->columns[base].id,
+				(unsigned long long)other->check);
 			cell_fail(cell, why);
 			blame_base = r->columns[base].kind != BENCH_NATIVE;
 		}
 		if (blame_base)
-			cell_fail(&r->cells[w][base], "Another column gave a different answer, and there is no native one to say who is right.");
+			cell_fail(&r->cells[w][base], "Another column gave a different answer, and there is "
+						      "no native one to say who is right.");
 	}
 }
 
@@ -491,8 +507,8 @@ static void pace_set(struct session *s)
 		s->limit = config->limit;
 }
 
-int bench_session(const struct bench_config *config, struct bench_result *result, const struct bench_paths *paths,
-	int interrupt, struct error *err)
+int bench_session(const struct bench_config *config, struct bench_result *result,
+	const struct bench_paths *paths, int interrupt, struct error *err)
 {
 	static const unsigned first_blocks = 20 * BENCH_BATCH;
 	struct session *s = calloc(1, sizeof(*s));

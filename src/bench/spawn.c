@@ -36,7 +36,8 @@ void bench_command_text(const char *const *argv, char *text, size_t size)
 	text[0] = 0;
 	for (; *argv && at < size; argv++) {
 		bool bare = **argv && strspn(*argv, plain) == strlen(*argv);
-		int n = snprintf(text + at, size - at, "%s%s%s%s", at ? " " : "", bare ? "" : "'", *argv, bare ? "" : "'");
+		int n = snprintf(text + at, size - at, "%s%s%s%s", at ? " " : "", bare ? "" : "'", *argv,
+			bare ? "" : "'");
 
 		at += n > 0 ? (size_t)n : 0;
 	}
@@ -46,7 +47,8 @@ struct stream {
 	int fd;
 	char line[BENCH_LINE_MAX];
 	size_t length, total;
-	char tail[200]; /* the last line that is not empty; or, if there is one, the first that vmm says as its reason */
+	char tail
+		[200]; /* the last line that is not empty; or, if there is one, the first that vmm says as its reason */
 };
 
 static void line_end(struct bench_child *child, struct stream *s, bool hand_over)
@@ -111,7 +113,8 @@ static int start(struct bench_child *child, int out, int error, pid_t *pid)
 }
 
 /* Reads until both streams have ended, or the command itself has, or the time or the patience is over. */
-static void follow(struct bench_child *child, struct stream *out, struct stream *error, int pidfd, uint64_t deadline)
+static void follow(
+	struct bench_child *child, struct stream *out, struct stream *error, int pidfd, uint64_t deadline)
 {
 	struct pollfd fds[4] = {{out->fd, POLLIN, 0}, {error->fd, POLLIN, 0}, {pidfd, POLLIN, 0},
 		{child->interrupt ? child->interrupt : -1, POLLIN, 0}};

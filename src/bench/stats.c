@@ -156,7 +156,8 @@ struct bench_interval bench_quartiles(const struct bench_cell *cell)
 	double values[BENCH_SAMPLE_MAX];
 	unsigned n = values_of(cell, values);
 
-	return (struct bench_interval){bench_median(values, n), bench_quantile(values, n, 0.25), bench_quantile(values, n, 0.75)};
+	return (struct bench_interval){
+		bench_median(values, n), bench_quantile(values, n, 0.25), bench_quantile(values, n, 0.75)};
 }
 
 double bench_geomean(const double *values, unsigned count)

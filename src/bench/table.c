@@ -33,7 +33,8 @@ static void cell_text(const struct bench_work *work, const struct bench_cell *ce
 	quartiles = bench_quartiles(cell);
 	bench_value_text(quartiles.value, work->unit, value, sizeof(value));
 	if (quartiles.value > 0)
-		snprintf(text, size, "%s ±%.0f%%", value, (quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
+		snprintf(text, size, "%s ±%.0f%%", value,
+			(quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
 	else
 		snprintf(text, size, "about 0");
 }
@@ -69,8 +70,9 @@ static void group_print(const struct bench_result *r, enum bench_group group, FI
 		any |= bench_cell_shown(r, group, c);
 	if (!any)
 		return;
-	fprintf(file, "\n%s%s%s%s\n", bench_group_names[group], group == BENCH_NANO ? " (cycles of the TSC)" : "",
-		base >= 0 ? ", × is the ratio to " : "", base >= 0 ? r->columns[base].label : "");
+	fprintf(file, "\n%s%s%s%s\n", bench_group_names[group],
+		group == BENCH_NANO ? " (cycles of the TSC)" : "", base >= 0 ? ", × is the ratio to " : "",
+		base >= 0 ? r->columns[base].label : "");
 	fprintf(file, "%-16s", "");
 	for (unsigned c = 0; c < r->column_count; c++) {
 		if (!bench_cell_shown(r, group, c))
@@ -115,7 +117,8 @@ static void reasons_print(const struct bench_result *r, enum bench_state state, 
 			unsigned n = 0;
 
 			for (unsigned v = 0; v < w; v++)
-				earlier |= r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, cell->why);
+				earlier |= r->cells[v][c].state == state &&
+					   !strcmp(r->cells[v][c].why, cell->why);
 			if (cell->state != state || earlier)
 				continue;
 			if (!said_title)
@@ -123,7 +126,8 @@ static void reasons_print(const struct bench_result *r, enum bench_state state, 
 			said_title = true;
 			fprintf(file, "  %s: ", r->columns[c].id);
 			for (unsigned v = w; v < r->work_count; v++)
-				if (r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, cell->why) && n++ < 6)
+				if (r->cells[v][c].state == state && !strcmp(r->cells[v][c].why, cell->why) &&
+					n++ < 6)
 					fprintf(file, "%s%s", n > 1 ? ", " : "", r->works[v].id);
 			if (n > 6)
 				fprintf(file, " and %u more", n - 6);
@@ -136,10 +140,12 @@ void bench_table_print(const struct bench_result *r, FILE *file)
 	bool title = false;
 
 	fprintf(file, "vmm bench (%s), %s, version %s, commit %s\n", r->pace, r->date, r->version, r->commit);
-	fprintf(file, "Host: %s, %u processors%s, %s, load average %.2f to %.2f. KVM: %s.\n", r->host.cpu, r->host.cpus,
-		r->host.hypervisor ? ", itself a virtual machine" : "", r->host.kernel, r->host.load_start, r->host.load_end,
-		r->host.kvm);
-	fprintf(file, "Guest kernel: %s. Noise of the host: %.1f %% (%u blocks, worst %+.0f %%); every ratio is widened by it.\n"
+	fprintf(file, "Host: %s, %u processors%s, %s, load average %.2f to %.2f. KVM: %s.\n", r->host.cpu,
+		r->host.cpus, r->host.hypervisor ? ", itself a virtual machine" : "", r->host.kernel,
+		r->host.load_start, r->host.load_end, r->host.kvm);
+	fprintf(file,
+		"Guest kernel: %s. Noise of the host: %.1f %% (%u blocks, worst %+.0f %%); every ratio is "
+		"widened by it.\n"
 		"Medians, ± half the distance between the quartiles; ratios with their 95 %% interval.\n",
 		r->guest_kernel[0] ? r->guest_kernel : "none", r->noise.relative * 100, r->noise.blocks,
 		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0);
@@ -149,7 +155,8 @@ void bench_table_print(const struct bench_result *r, FILE *file)
 	reasons_print(r, BENCH_SKIPPED, "Skipped:", file);
 	for (unsigned c = 0; c < r->column_count; c++)
 		if (!r->columns[c].present) {
-			fprintf(file, "%s  %s: %s\n", title ? "" : "\nNot compared:\n", r->columns[c].label, r->columns[c].why);
+			fprintf(file, "%s  %s: %s\n", title ? "" : "\nNot compared:\n", r->columns[c].label,
+				r->columns[c].why);
 			title = true;
 		}
 	for (unsigned n = 0; n < r->note_count; n++)

@@ -11,7 +11,9 @@ int cli_bench(const struct cli_request *request)
 	int rc;
 
 	switch (request->command) {
-	case CLI_CMD_BENCH_COMPARE: rc = bench_compare(request->bench_files[0], request->bench_files[1], &err); break;
+	case CLI_CMD_BENCH_COMPARE:
+		rc = bench_compare(request->bench_files[0], request->bench_files[1], &err);
+		break;
 	case CLI_CMD_BENCH_SHOW: rc = bench_show(request->bench_files[0], request->bench.html, &err); break;
 	default: rc = bench_run(&request->bench, &err); break;
 	}

@@ -21,11 +21,14 @@ static int groups_parse(const char *text, struct bench_config *config, struct er
 			if (n == strlen(names[i].name) && !memcmp(text, names[i].name, n))
 				bit = names[i].bit;
 		if (!bit)
-			return error_set(err, -EINVAL, "--group takes nano, micro and macro, joined by commas.");
+			return error_set(
+				err, -EINVAL, "--group takes nano, micro and macro, joined by commas.");
 		config->groups |= bit;
 		text += n + (text[n] == ',');
 	}
-	return config->groups ? 0 : error_set(err, -EINVAL, "--group takes nano, micro and macro, joined by commas.");
+	return config->groups
+		       ? 0
+		       : error_set(err, -EINVAL, "--group takes nano, micro and macro, joined by commas.");
 }
 
 static int count_parse(const char *name, const char *text, unsigned max, unsigned *value, struct error *err)
@@ -46,8 +49,9 @@ static int value_apply(const char *name, const char *value, struct bench_config 
 	struct {
 		const char *name;
 		const char **field;
-	} texts[] = {{"json", &config->json}, {"html", &config->html}, {"only", &config->only}, {"columns", &config->columns},
-		{"kernel", &config->kernel}, {"guests", &config->guests}, {"root", &config->root}};
+	} texts[] = {{"json", &config->json}, {"html", &config->html}, {"only", &config->only},
+		{"columns", &config->columns}, {"kernel", &config->kernel}, {"guests", &config->guests},
+		{"root", &config->root}};
 
 	if (!strcmp(name, "group"))
 		return groups_parse(value, config, err);
@@ -63,7 +67,8 @@ static int value_apply(const char *name, const char *value, struct bench_config 
 		*texts[i].field = value;
 		return 0;
 	}
-	return error_set(err, -EINVAL, "vmm bench does not know the option \"--%.40s\"; see vmm help bench.", name);
+	return error_set(
+		err, -EINVAL, "vmm bench does not know the option \"--%.40s\"; see vmm help bench.", name);
 }
 
 static bool flag_apply(const char *arg, struct bench_config *config)
@@ -88,7 +93,8 @@ static int option_parse(int argc, char *const *argv, int *i, struct bench_config
 	char name[32];
 
 	if (!length || length >= sizeof(name))
-		return error_set(err, -EINVAL, "vmm bench does not know the option \"%.60s\"; see vmm help bench.", arg - 2);
+		return error_set(err, -EINVAL,
+			"vmm bench does not know the option \"%.60s\"; see vmm help bench.", arg - 2);
 	memcpy(name, arg, length);
 	name[length] = 0;
 	if (!value)
@@ -100,11 +106,14 @@ static int option_parse(int argc, char *const *argv, int *i, struct bench_config
 static int files_check(const struct cli_request *request, unsigned count, struct error *err)
 {
 	if (request->command == CLI_CMD_BENCH && count)
-		return error_set(err, -EINVAL, "vmm bench takes options, or compare, or show; not \"%.60s\".", request->bench_files[0]);
+		return error_set(err, -EINVAL, "vmm bench takes options, or compare, or show; not \"%.60s\".",
+			request->bench_files[0]);
 	if (request->command == CLI_CMD_BENCH_COMPARE && count != 2)
-		return error_set(err, -EINVAL, "vmm bench compare takes two files that vmm bench --json has written.");
+		return error_set(
+			err, -EINVAL, "vmm bench compare takes two files that vmm bench --json has written.");
 	if (request->command == CLI_CMD_BENCH_SHOW && count != 1)
-		return error_set(err, -EINVAL, "vmm bench show takes one file that vmm bench --json has written.");
+		return error_set(
+			err, -EINVAL, "vmm bench show takes one file that vmm bench --json has written.");
 	return 0;
 }
 
@@ -134,7 +143,8 @@ int cli_bench_parse(int argc, char *const *argv, struct cli_request *request, st
 			continue;
 		}
 		if (strncmp(argv[i], "--", 2))
-			return error_set(err, -EINVAL, "vmm bench does not know the option \"%.60s\"; see vmm help bench.", argv[i]);
+			return error_set(err, -EINVAL,
+				"vmm bench does not know the option \"%.60s\"; see vmm help bench.", argv[i]);
 		rc = option_parse(argc, argv, &i, &request->bench, err);
 		if (rc)
 			return rc;

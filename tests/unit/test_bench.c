@@ -21,8 +21,9 @@ static struct bench_cell cell_of(const double *values, unsigned count, unsigned 
 		cell.samples[i] = (struct bench_sample){values[i], 10, i / per_launch};
 	return cell;
 }
-#define CELL(per_launch, ...) \
-	cell_of((const double[]){__VA_ARGS__}, sizeof((const double[]){__VA_ARGS__}) / sizeof(double), per_launch)
+#define CELL(per_launch, ...)                                                                                \
+	cell_of((const double[]){__VA_ARGS__}, sizeof((const double[]){__VA_ARGS__}) / sizeof(double),       \
+		per_launch)
 #define NEAR(a, b) ck_assert_double_eq_tol(a, b, 1e-9)
 
 START_TEST(medians)
@@ -67,7 +68,8 @@ END_TEST
 
 START_TEST(ratio_of_noisy_samples_holds_the_truth)
 {
-	struct bench_cell a = CELL(10, 19, 20, 21, 20, 22, 18, 20, 19, 21, 20), b = CELL(10, 9, 10, 11, 10, 12, 8, 10, 9, 11, 10);
+	struct bench_cell a = CELL(10, 19, 20, 21, 20, 22, 18, 20, 19, 21, 20),
+			  b = CELL(10, 9, 10, 11, 10, 12, 8, 10, 9, 11, 10);
 	struct bench_interval r = bench_ratio(&a, &b, 0), again = bench_ratio(&a, &b, 0);
 
 	ck_assert(r.low < 2 && r.high > 2 && r.low > 1.5 && r.high < 2.7);
@@ -78,7 +80,8 @@ END_TEST
 /* Launches that differ among themselves are not hidden by samples that agree within each. */
 START_TEST(ratio_covers_launches)
 {
-	struct bench_cell a = CELL(4, 10, 10, 10, 10, 14, 14, 14, 14), b = CELL(4, 10, 10, 10, 10, 10, 10, 10, 10);
+	struct bench_cell a = CELL(4, 10, 10, 10, 10, 14, 14, 14, 14),
+			  b = CELL(4, 10, 10, 10, 10, 10, 10, 10, 10);
 	struct bench_interval r = bench_ratio(&a, &b, 0);
 
 	ck_assert(r.low <= 1.0 && r.high >= 1.4);
@@ -101,8 +104,8 @@ static struct bench_output out;
 
 static void feed(const char *const *lines)
 {
-	static const struct bench_work works[] = {
-		{.id = "getppid", .unit = BENCH_NS}, {.id = "k-sort", .unit = BENCH_NS}, {.id = "callret", .unit = BENCH_CYCLES}};
+	static const struct bench_work works[] = {{.id = "getppid", .unit = BENCH_NS},
+		{.id = "k-sort", .unit = BENCH_NS}, {.id = "callret", .unit = BENCH_CYCLES}};
 
 	bench_output_init(&out, 2);
 	for (unsigned i = 0; i < 3; i++)
@@ -115,10 +118,11 @@ static void feed(const char *const *lines)
 
 START_TEST(good_output)
 {
-	FEED("[    0.1] a kernel speaks", "BENCH-BEGIN", "BENCH-CLOCK unit=ns value=5000000000", SAMPLE("getppid", "ns", "12.5", "ab"),
-		SAMPLE("getppid", "ns", "13", "ab"), "BENCH-SKIP name=k-sort why=there is no sorting here", "a BENCH line it is not",
-		SAMPLE("callret", "cycles", "-0.25", "0"), SAMPLE("callret", "cycles", "3", "0"), "BENCH-CLOCK unit=ns value=12000000000",
-		"BENCH-END ok");
+	FEED("[    0.1] a kernel speaks", "BENCH-BEGIN", "BENCH-CLOCK unit=ns value=5000000000",
+		SAMPLE("getppid", "ns", "12.5", "ab"), SAMPLE("getppid", "ns", "13", "ab"),
+		"BENCH-SKIP name=k-sort why=there is no sorting here", "a BENCH line it is not",
+		SAMPLE("callret", "cycles", "-0.25", "0"), SAMPLE("callret", "cycles", "3", "0"),
+		"BENCH-CLOCK unit=ns value=12000000000", "BENCH-END ok");
 	ck_assert_str_eq(out.bad, "");
 	ck_assert(out.begun && out.ended);
 	ck_assert_uint_eq(out.begun_ns, 1000000000 + 1000);
@@ -176,7 +180,8 @@ START_TEST(more_bad_output)
 	FEED("BENCH-BEGIN", "BENCH-BEGIN");
 	ck_assert(out.bad[0]);
 	/* One work that went wrong does not spoil the others. */
-	FEED("BENCH-BEGIN", SAMPLE("getppid", "ns", "1", "1"), "BENCH-FAIL name=getppid why=the answer was 7", "BENCH-END failed");
+	FEED("BENCH-BEGIN", SAMPLE("getppid", "ns", "1", "1"), "BENCH-FAIL name=getppid why=the answer was 7",
+		"BENCH-END failed");
 	ck_assert_str_eq(out.bad, "");
 	ck_assert(out.ended && out.items[0].bad);
 	/* Different answers within a launch. */
@@ -199,7 +204,8 @@ END_TEST
 
 START_TEST(slow_clock)
 {
-	FEED("BENCH-CLOCK unit=ns value=1000000000", "noise", "noise", "noise", "BENCH-CLOCK unit=ns value=3000000000");
+	FEED("BENCH-CLOCK unit=ns value=1000000000", "noise", "noise", "noise",
+		"BENCH-CLOCK unit=ns value=3000000000");
 	NEAR(bench_output_clock(&out, 0), 0.5);
 	FEED("BENCH-CLOCK unit=cycles value=1000000000", "noise", "BENCH-CLOCK unit=cycles value=7000000000");
 	NEAR(bench_output_clock(&out, 3e9), 1);
@@ -211,8 +217,8 @@ END_TEST
 /* Any bytes at all: nothing crashes, nothing is believed without the words. */
 START_TEST(random_output)
 {
-	static const char *const pieces[] = {"BENCH", " name=getppid", " unit=ns", " n=", "5", " value=", "9", ".", " check=", "f", "-END ok",
-		"-SKIP", " why=", "=", " ", "-", "name", "\x01"};
+	static const char *const pieces[] = {"BENCH", " name=getppid", " unit=ns", " n=", "5", " value=", "9",
+		".", " check=", "f", "-END ok", "-SKIP", " why=", "=", " ", "-", "name", "\x01"};
 	unsigned seed = 7;
 
 	for (unsigned i = 0; i < 20000; i++) {
@@ -423,7 +429,8 @@ END_TEST
 START_TEST(refused_files)
 {
 	static const char *const texts[] = {"", "{", "[]", "{\"format\": \"other\", \"format_version\": 1}",
-		"{\"format\": \"vmm-bench\", \"format_version\": 2}", "{\"format\": \"vmm-bench\"}", "{\"format\": \"vmm-bench\", \"format_version\": 1} x"};
+		"{\"format\": \"vmm-bench\", \"format_version\": 2}", "{\"format\": \"vmm-bench\"}",
+		"{\"format\": \"vmm-bench\", \"format_version\": 1} x"};
 	struct error err = {0};
 	FILE *file;
 
@@ -471,7 +478,8 @@ END_TEST
 START_TEST(json_reading)
 {
 	static const char good[] = " {\"a\": [1, -2.5e3, true, false, null, \"x\\n\\u00e9\\\"\"], \"b\": {}} ";
-	static const char *const bad[] = {"", "{\"a\" 1}", "[1,]", "{\"a\":1,}", "\"a", "\"\\q\"", "\"\n\"", "tru", "1 2", "[1", "--1", "\"\\u12\""};
+	static const char *const bad[] = {"", "{\"a\" 1}", "[1,]", "{\"a\":1,}", "\"a", "\"\\q\"", "\"\n\"",
+		"tru", "1 2", "[1", "--1", "\"\\u12\""};
 	struct json_value *v = json_parse(good, strlen(good));
 	char deep[200];
 
@@ -496,9 +504,10 @@ START_TEST(texts)
 		double value;
 		enum bench_unit unit;
 		const char *text;
-	} cases[] = {{12.34, BENCH_CYCLES, "12.3"}, {1234, BENCH_CYCLES, "1234"}, {12345, BENCH_CYCLES, "12.3 k"}, {1234567, BENCH_CYCLES, "1.23 M"},
-		{1.234, BENCH_NS, "1.23 ns"}, {999.9, BENCH_NS, "1.00 µs"}, {123456, BENCH_NS, "123 µs"}, {0.5, BENCH_SECONDS, "500 ms"},
-		{27.2, BENCH_SECONDS, "27.2 s"}};
+	} cases[] = {{12.34, BENCH_CYCLES, "12.3"}, {1234, BENCH_CYCLES, "1234"},
+		{12345, BENCH_CYCLES, "12.3 k"}, {1234567, BENCH_CYCLES, "1.23 M"},
+		{1.234, BENCH_NS, "1.23 ns"}, {999.9, BENCH_NS, "1.00 µs"}, {123456, BENCH_NS, "123 µs"},
+		{0.5, BENCH_SECONDS, "500 ms"}, {27.2, BENCH_SECONDS, "27.2 s"}};
 
 	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		char text[32];
@@ -562,8 +571,8 @@ END_TEST
 int main(void)
 {
 	Suite *suite = suite_create("bench");
-	TCase *statistics = tcase_create("statistics"), *output = tcase_create("output"), *launch = tcase_create("launch"),
-	      *files = tcase_create("files");
+	TCase *statistics = tcase_create("statistics"), *output = tcase_create("output"),
+	      *launch = tcase_create("launch"), *files = tcase_create("files");
 	SRunner *runner;
 	int failed;
 
