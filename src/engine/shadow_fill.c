@@ -70,15 +70,27 @@ static bool is_mappable(struct engine *e, const struct fill *f)
 
 /* --- mapping --- */
 
-/* MAP_POPULATE only for what is known to exist: a large page may have holes that the guest never touches. */
-static bool map(struct engine *e, uint64_t hva, uint64_t size, uint64_t offset, bool writable, bool populate)
+static bool map(struct engine *e, uint64_t hva, uint64_t size, uint64_t offset, bool writable)
 {
 	int prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-	int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE | (populate ? MAP_POPULATE : 0);
 
 	e->stats->shadow_mmaps++;
 	e->stats->shadow_pages += size >> 12;
-	return mmap((void *)(uintptr_t)hva, size, prot, flags, e->shadow->ram_fd, (off_t)offset) != MAP_FAILED;
+	return mmap((void *)(uintptr_t)hva, size, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, e->shadow->ram_fd, (off_t)offset) !=
+		MAP_FAILED;
+}
+
+/*
+ * A read of one page makes the host map the 16 that share 64 KiB with it, if they exist; for less than MAP_POPULATE, which goes
+ * page by page. Not for large pages: what is not touched may not exist.
+ */
+static void touch(uint64_t hva, uint64_t size)
+{
+	for (uint64_t at = hva; at < hva + size; at = (at | 0xffff) + 1) {
+		uint8_t byte;
+
+		__asm__ volatile("movb (%1), %0" : "=q"(byte) : "r"(at));
+	}
 }
 
 static bool make_writable(struct engine *e, uint64_t hva, uint64_t size)
@@ -123,7 +135,7 @@ static bool map_large(struct engine *e, uint64_t hva, uint64_t gpa, uint64_t siz
 
 			if (writable && !r->readonly)
 				pages = code_run(e, offset >> 12, pages, &code);
-			if (!map(e, hva + (start - gpa), pages << 12, offset, writable && !r->readonly && !code, false))
+			if (!map(e, hva + (start - gpa), pages << 12, offset, writable && !r->readonly && !code))
 				return false;
 			start += pages << 12;
 		}
@@ -189,6 +201,18 @@ static bool joins(struct engine *e, const struct fill *f, unsigned id, unsigned 
 	return offset == f->offset + (uint64_t)distance * 4096 && writable == is_writable(e, f, entry, offset, readonly);
 }
 
+/*
+ * The entry that a leaf's mapping was made from: joins() has read it before. Should another vcpu have written it since, what counts of
+ * it must be as it was then, or the next comparison misses the change.
+ */
+static uint64_t as_mapped(struct engine *e, const struct fill *f, unsigned id, unsigned i, uint64_t distance)
+{
+	uint64_t counts = PTE_FRAME | PTE_P | PTE_A | PTE_U | PTE_W | PTE_PS, leaf = f->entry[f->level];
+	uint64_t entry = entry_load(e, e->shadow->tables[id].offset + i * 8);
+
+	return (entry & ~counts) | (leaf & counts & ~PTE_FRAME) | (leaf_frame(leaf, f->level) + distance * level_span(f->level));
+}
+
 /* all, any: of the entries that were mapped, and'ed and or'ed. */
 static void note_globals(struct engine *e, const struct fill *f, const unsigned *path, uint64_t all, uint64_t any)
 {
@@ -208,16 +232,19 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 	struct shadow *s = e->shadow;
 	unsigned id = path[1], i = table_index(f->gva, 1), first = i, last = i;
 	struct shadow_table *t = &s->tables[id];
-	uint64_t region = region_base(t->slot) + t->base;
+	uint64_t hva, size;
 	bool writable = is_writable(e, f, f->entry[1], f->offset, f->readonly);
 	uint64_t all = ~0ull, any = 0;
 
 	if (bit_test(t->used, i)) {
-		if (leaf_frame(s->snapshot[id][i], 1) == leaf_frame(f->entry[1], 1) && (!f->is_write || bit_test(t->writable, i)))
+		bool same = leaf_frame(s->snapshot[id][i], 1) == leaf_frame(f->entry[1], 1);
+
+		if (same && (!f->is_write || bit_test(t->writable, i)))
 			return true;
-		if (!map(e, region + i * 4096ull, 4096, f->offset, writable, true)) {
+		hva = region_base(t->slot) + t->base + i * 4096ull;
+		if (!(same ? make_writable(e, hva, 4096) : map(e, hva, 4096, f->offset, writable))) {
 			leaf_clear(e, id, i);
-			shadow_unmap(e, region + i * 4096ull, 4096);
+			slot_unmap(e, t->slot, t->base + i * 4096ull, 4096);
 			return false;
 		}
 	} else {
@@ -225,14 +252,15 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 			last++;
 		while (first > 0 && i - first < AROUND_SMALL && joins(e, f, id, first - 1, -(int)(i - first + 1), writable))
 			first--;
-		if (!map(e, region + first * 4096ull, (last - first + 1) * 4096ull, f->offset - (i - first) * 4096ull, writable, true))
+		hva = region_base(t->slot) + t->base + first * 4096ull;
+		size = (last - first + 1) * 4096ull;
+		if (!map(e, hva, size, f->offset - (i - first) * 4096ull, writable))
 			return false;
+		touch(hva, size);
 	}
 	for (unsigned n = first; n <= last; n++) {
-		uint64_t entry = n == i ? f->entry[1] : entry_load(e, t->offset + n * 8), page = (f->offset >> 12) + n - i;
+		uint64_t entry = as_mapped(e, f, id, n, (uint64_t)n - i), page = (f->offset >> 12) + n - i;
 
-		/* Read twice, and between the two another vcpu has written: what is mapped is the frame of the first. */
-		entry = (entry & ~PTE_FRAME) | (leaf_frame(f->entry[1], 1) + ((uint64_t)n - i) * 4096);
 		leaf_set(e, id, n, entry, writable);
 		if (writable)
 			note_owner(s, page, id, n);
@@ -249,7 +277,6 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 	unsigned id = path[f->level], i = table_index(f->gva, f->level), first = i, last = i;
 	struct shadow_table *t = &s->tables[id];
 	uint64_t span = level_span(f->level), gpa = leaf_frame(f->entry[f->level], f->level), start;
-	uint64_t region = region_base(t->slot) + t->base;
 	uint64_t all = ~0ull, any = 0;
 	bool writable = f->writable && f->dirty;
 
@@ -258,8 +285,6 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 			return true;
 		if (bit_test(t->writable, i)) {
 			/* It held code when it was mapped, or got some later, and has none now. */
-			if (!s->child[id][i])
-				return true;
 			if (!make_writable(e, region_base(t->slot) + (f->gva & (SLOT_SIZE - 1) & ~0xfffull), 4096))
 				return false;
 			if (s->child[id][i] >= 2)
@@ -269,7 +294,7 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 	}
 	if (bit_test(t->used, i)) {
 		leaf_clear(e, id, i);
-		shadow_unmap(e, region + i * span, span);
+		slot_unmap(e, t->slot, t->base + i * span, span);
 	} else {
 		while (last < 511 && last - i < AROUND_LARGE && joins(e, f, id, last + 1, (int)(last + 1 - i), writable))
 			last++;
@@ -278,9 +303,8 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 	}
 	start = gpa - (i - first) * span;
 	for (unsigned n = first; n <= last; n++) {
-		uint64_t entry = n == i ? f->entry[f->level] : entry_load(e, t->offset + n * 8);
+		uint64_t entry = as_mapped(e, f, id, n, (uint64_t)n - i);
 
-		entry = (entry & ~PTE_FRAME) | (start + (n - first) * span);
 		if (!leaf_set(e, id, n, entry, writable)) {
 			if (n <= i) {
 				slot_clear(e, t->slot);
@@ -295,7 +319,7 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 		any |= entry;
 	}
 	note_globals(e, f, path, all, any);
-	if (map_large(e, region + first * span, start, (last - first + 1) * span, writable))
+	if (map_large(e, region_base(t->slot) + t->base + first * span, start, (last - first + 1) * span, writable))
 		return true;
 	slot_clear(e, t->slot);
 	return false;
@@ -327,7 +351,7 @@ static bool open_path(struct engine *e, const struct fill *f, unsigned slot, uns
 			} else {
 				leaf_clear(e, id, i);
 			}
-			shadow_unmap(e, region_base(slot) + base, span);
+			slot_unmap(e, slot, base, span);
 		}
 		for (;;) {
 			child = table_take(s, slot, level - 1, ram_offset(e, f->entry[level] & PTE_FRAME, NULL), base);
@@ -349,7 +373,7 @@ static bool open_path(struct engine *e, const struct fill *f, unsigned slot, uns
 		table_drop(s, s->child[path[f->level]][i]);
 		bit_clear(t->used, i);
 		bit_clear(t->inner, i);
-		shadow_unmap(e, region_base(slot) + t->base + i * level_span(f->level), level_span(f->level));
+		slot_unmap(e, slot, t->base + i * level_span(f->level), level_span(f->level));
 	}
 	return true;
 }
@@ -405,6 +429,10 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write)
 		return false;
 	done = walk(e, &f) && is_mappable(e, &f) && fill(e, &f);
 	s->pinned = 0;
+	if (engine_unlikely(s->lost)) {
+		shadow_settle(e);
+		done = false;
+	}
 	if (done)
 		e->stats->shadow_fills++;
 	else

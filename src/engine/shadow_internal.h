@@ -72,6 +72,7 @@ struct shadow_slot {
 	uint16_t misses; /* faults on pages of the other type since the last fill */
 	uint8_t type;
 	bool attached;
+	bool lost; /* all of it is unmapped, and the records do not know */
 	bool nonglobal, global; /* it has such leaves */
 	/* Detached: since then nothing has been flushed that the TLB entries of this PCID would not have survived. */
 	bool fresh;
@@ -103,10 +104,12 @@ struct shadow {
 	uint64_t root;	/* memfd offset of the PML4 */
 	uint64_t clock;
 	uint32_t vmas;
+	bool lost; /* some slot is */
 	unsigned pinned; /* slot number + 1 that may not be evicted */
 	uint16_t first_free;
 	uint32_t first_free_node;
-	uint8_t attached[512]; /* slot number + 1 */
+	uint8_t attached[512] __attribute__((aligned(8))); /* slot number + 1 */
+	uint8_t hint[64]; /* where slot_find() found last what has this hash */
 	struct shadow_slot slots[REGIONS];
 	uint32_t buckets[LARGE_BUCKETS];
 	struct large_node nodes[LARGE_MAX]; /* 0 is none */
@@ -195,7 +198,10 @@ static inline bool inner_changed(uint64_t entry, uint64_t old)
 {
 	return ((entry ^ old) & (PTE_FRAME | PTE_P | PTE_W | PTE_U | PTE_PS)) || !(entry & PTE_A);
 }
-void shadow_unmap(struct engine *e, uint64_t hva, uint64_t size);
+/* Unmaps a part of a slot. Its records must have been told. May lose all of the slot: shadow_settle() before anyone looks at it again. */
+void slot_unmap(struct engine *e, unsigned slot, uint64_t offset, uint64_t size);
+/* Forgets slots that had to be unmapped as a whole, the host being out of mappings. */
+void shadow_settle(struct engine *e);
 
 /* --- shadow_code.c --- */
 bool large_add(struct shadow *s, uint64_t frame, unsigned table, unsigned index);

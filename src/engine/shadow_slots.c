@@ -79,7 +79,7 @@ void slot_clear(struct engine *e, unsigned slot)
 	uint64_t offset = root->offset;
 
 	drop_records(s, slot);
-	shadow_unmap(e, region_base(slot), SLOT_SIZE);
+	slot_unmap(e, slot, 0, SLOT_SIZE);
 	/* What was just freed is there to be taken. */
 	s->slots[slot].root = (uint16_t)table_take(s, slot, 3, offset, 0);
 }
@@ -173,16 +173,23 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	p->misses = 0;
 	p->type = SLOT_EMPTY;
 	p->attached = p->nonglobal = p->global = p->fresh = false;
-	shadow_unmap(e, region_base((unsigned)slot), SLOT_SIZE);
+	slot_unmap(e, (unsigned)slot, 0, SLOT_SIZE);
 	e->stats->shadow_attach_misses++;
 	return slot;
 }
 
-static int slot_find(const struct shadow *s, unsigned g, uint64_t key)
+static int slot_find(struct shadow *s, unsigned g, uint64_t key)
 {
-	for (unsigned n = 0; n < REGIONS; n++)
-		if (s->slots[n].key == key && s->slots[n].g == g)
+	uint8_t *hint = &s->hint[((key >> 12) + g) & 63];
+
+	if (s->slots[*hint].key == key && s->slots[*hint].g == g)
+		return *hint;
+	for (unsigned n = 0; n < REGIONS; n++) {
+		if (s->slots[n].key == key && s->slots[n].g == g) {
+			*hint = (uint8_t)n;
 			return (int)n;
+		}
+	}
 	return -1;
 }
 
@@ -285,11 +292,44 @@ static void load_pcid(struct engine *e, enum root_reason reason)
 	}
 }
 
+static void follow_entry(struct engine *e, unsigned g, enum root_reason reason, uint16_t old_pcid, bool globals)
+{
+	struct shadow *s = e->shadow;
+	uint64_t key = slot_key(entry_load(e, s->root + g * 8));
+	bool keep = reason == ROOT_KEEP, same_pcid = s->pcid == old_pcid;
+
+	if (s->attached[g]) {
+		unsigned slot = s->attached[g] - 1u;
+
+		if (s->slots[slot].key == key) {
+			if ((globals || s->slots[slot].nonglobal) && !(keep && same_pcid))
+				slot_sync(e, slot, globals);
+			return;
+		}
+		slot_detach(s, g, reason <= ROOT_LOAD && (keep || !same_pcid));
+		s->slots[slot].pcid = old_pcid;
+	}
+	if (key)
+		attach_known(e, g, key, keep);
+}
+
+/* Some of the eight PML4 entries from g on are, or were, in use. */
+static bool are_any_used(struct engine *e, unsigned g)
+{
+	const uint64_t *root = (const uint64_t *)(e->ram + e->shadow->root) + g;
+	uint64_t attached, entries = 0;
+
+	__builtin_memcpy(&attached, &e->shadow->attached[g], 8);
+	for (unsigned n = 0; n < 8; n++)
+		entries |= root[n];
+	return attached || (entries & PTE_P);
+}
+
 void root_update(struct engine *e, enum root_reason reason)
 {
 	struct shadow *s = e->shadow;
-	bool globals = reason == ROOT_FLUSH_GLOBALS || !(e->cpu->cr4 & CR4_PGE), same_pcid, keep = reason == ROOT_KEEP;
-	uint16_t old_pcid = s->pcid, pcid;
+	uint16_t old_pcid = s->pcid;
+	bool globals = reason == ROOT_FLUSH_GLOBALS || !(e->cpu->cr4 & CR4_PGE);
 
 	follow_registers(e);
 	e->stats->shadow_syncs++;
@@ -298,26 +338,11 @@ void root_update(struct engine *e, enum root_reason reason)
 		return;
 	}
 	load_pcid(e, reason);
-	pcid = s->pcid;
-	same_pcid = pcid == old_pcid;
 	for (unsigned g = 0; g < 512; g++) {
-		uint64_t entry = entry_load(e, s->root + g * 8), key;
-		unsigned slot = s->attached[g];
-
-		if (!slot && !(entry & PTE_P))
-			continue;
-		key = slot_key(entry);
-		if (slot && s->slots[slot - 1].key == key) {
-			if ((globals || s->slots[slot - 1].nonglobal) && !(keep && same_pcid))
-				slot_sync(e, slot - 1, globals);
+		if (!(g & 7) && !are_any_used(e, g)) {
+			g += 7;
 			continue;
 		}
-		if (slot) {
-			s->pcid = old_pcid;
-			slot_detach(s, g, reason <= ROOT_LOAD && (keep || !same_pcid));
-			s->pcid = pcid;
-		}
-		if (key)
-			attach_known(e, g, key, keep);
+		follow_entry(e, g, reason, old_pcid, globals);
 	}
 }

@@ -9,10 +9,39 @@
 
 #include "engine/shadow_internal.h"
 
-void shadow_unmap(struct engine *e, uint64_t hva, uint64_t size)
+/* munmap and mprotect may need to split a VMA, which the host may refuse. Unmapping a whole region splits none. */
+static void slot_lose(struct engine *e, unsigned slot)
+{
+	munmap((void *)(uintptr_t)region_base(slot), SLOT_SIZE);
+	e->shadow->slots[slot].lost = e->shadow->lost = true;
+}
+
+void slot_unmap(struct engine *e, unsigned slot, uint64_t offset, uint64_t size)
 {
 	e->stats->shadow_munmaps++;
-	munmap((void *)(uintptr_t)hva, size);
+	if (munmap((void *)(uintptr_t)(region_base(slot) + offset), size))
+		slot_lose(e, slot);
+}
+
+static void slot_make_readonly(struct engine *e, unsigned slot, uint64_t offset, uint64_t size)
+{
+	e->stats->shadow_mmaps++;
+	if (mprotect((void *)(uintptr_t)(region_base(slot) + offset), size, PROT_READ))
+		slot_lose(e, slot);
+}
+
+void shadow_settle(struct engine *e)
+{
+	struct shadow *s = e->shadow;
+
+	if (engine_likely(!s->lost))
+		return;
+	s->lost = false;
+	for (unsigned n = 0; n < REGIONS; n++) {
+		if (s->slots[n].lost && s->slots[n].key)
+			slot_clear(e, n);
+		s->slots[n].lost = false;
+	}
 }
 
 /* --- records --- */
@@ -133,34 +162,48 @@ void leaf_clear(struct engine *e, unsigned id, unsigned i)
 
 /* --- comparing --- */
 
-/* [start, end) of the slot holds nothing that is used any more and is still mapped. */
+/*
+ * What is to be done with [start, end) of the slot, and has not been yet: GONE, nothing in it is used any more; READONLY, all of it is used
+ * and must not be written.
+ */
+enum sweep_kind { SWEEP_NOTHING, SWEEP_GONE, SWEEP_READONLY };
+
 struct sweep {
 	unsigned slot;
 	bool globals;
+	enum sweep_kind kind;
 	uint64_t start, end;
 };
 
 static void sweep_kept(struct engine *e, struct sweep *w)
 {
-	if (w->start != w->end)
-		shadow_unmap(e, region_base(w->slot) + w->start, w->end - w->start);
-	w->start = w->end = 0;
+	if (w->kind == SWEEP_GONE)
+		slot_unmap(e, w->slot, w->start, w->end - w->start);
+	else if (w->kind == SWEEP_READONLY)
+		slot_make_readonly(e, w->slot, w->start, w->end - w->start);
+	w->kind = SWEEP_NOTHING;
 }
 
-static void sweep_gone(struct sweep *w, uint64_t offset, uint64_t size)
+static void sweep_add(struct engine *e, struct sweep *w, enum sweep_kind kind, uint64_t offset, uint64_t size)
 {
-	if (w->start == w->end)
+	if (w->kind != kind || (kind == SWEEP_READONLY && w->end != offset)) {
+		sweep_kept(e, w);
+		w->kind = kind;
 		w->start = offset;
+	}
 	w->end = offset + size;
 }
 
-static bool leaf_changed(uint64_t entry, uint64_t old, unsigned level, bool writable)
+static bool leaf_changed(uint64_t entry, uint64_t old, unsigned level)
 {
 	uint64_t frame = level > 1 ? (PTE_FRAME & ~0x1000ull) | PTE_PS : PTE_FRAME; /* bit 12 is PAT there, bit 7 here */
 
-	if (((entry ^ old) & (frame | PTE_P | PTE_U)) || !(entry & PTE_A))
-		return true;
-	return writable && (entry & (PTE_W | PTE_D)) != (PTE_W | PTE_D);
+	return ((entry ^ old) & (frame | PTE_P | PTE_U)) || !(entry & PTE_A);
+}
+
+static bool may_write(uint64_t entry)
+{
+	return (entry & (PTE_W | PTE_D)) == (PTE_W | PTE_D);
 }
 
 /* Worth a look at all 64: more than 8 are used. */
@@ -186,13 +229,21 @@ static void sync_leaf(struct engine *e, struct sweep *w, unsigned id, unsigned i
 {
 	struct shadow *s = e->shadow;
 	struct shadow_table *t = &s->tables[id];
-	uint64_t *old = &s->snapshot[id][i];
+	uint64_t *old = &s->snapshot[id][i], offset = t->base + i * level_span(t->level);
+	bool lost_write;
 
 	if (!w->globals && (*old & PTE_G)) {
 		sweep_kept(e, w);
-	} else if (s->policy == SHADOW_VTLB || leaf_changed(entry, *old, t->level, bit_test(t->writable, i))) {
+		return;
+	}
+	lost_write = bit_test(t->writable, i) && !may_write(entry);
+	if (s->policy == SHADOW_VTLB || leaf_changed(entry, *old, t->level) || (lost_write && t->level > 1)) {
 		leaf_clear(e, id, i);
-		sweep_gone(w, t->base + i * level_span(t->level), level_span(t->level));
+		sweep_add(e, w, SWEEP_GONE, offset, level_span(t->level));
+	} else if (lost_write) {
+		/* A fork does this to every page of the parent. */
+		leaf_set(e, id, i, entry, false);
+		sweep_add(e, w, SWEEP_READONLY, offset, 4096);
 	} else {
 		*old = entry;
 		sweep_kept(e, w);
@@ -229,7 +280,7 @@ static void sync_table(struct engine *e, struct sweep *w, unsigned id)
 				table_drop(s, child);
 				bit_clear(t->used, i);
 				bit_clear(t->inner, i);
-				sweep_gone(w, t->base + i * span, span);
+				sweep_add(e, w, SWEEP_GONE, t->base + i * span, span);
 			} else if (w->globals || s->tables[child].nonglobal) {
 				sync_table(e, w, child);
 			} else {
@@ -245,6 +296,7 @@ void slot_sync(struct engine *e, unsigned slot, bool globals)
 
 	sync_table(e, &w, e->shadow->slots[slot].root);
 	sweep_kept(e, &w);
+	shadow_settle(e);
 }
 
 /* INVLPG drops a translation whether it is global or not, and with it whatever the CPU knew of the tables on its way (SDM vol. 3, 4.10.4.1). */
@@ -270,13 +322,20 @@ void slot_flush_page(struct engine *e, unsigned slot, uint64_t offset)
 			bit_clear(t->used, i);
 			bit_clear(t->inner, i);
 		} else {
-			if (s->policy != SHADOW_VTLB && !leaf_changed(entry, s->snapshot[id][i], level, bit_test(t->writable, i))) {
+			bool lost_write = bit_test(t->writable, i) && !may_write(entry);
+
+			if (s->policy != SHADOW_VTLB && !leaf_changed(entry, s->snapshot[id][i], level) && !(lost_write && level > 1)) {
+				if (lost_write) {
+					leaf_set(e, id, i, entry, false);
+					slot_make_readonly(e, slot, t->base + i * span, span);
+				}
 				s->snapshot[id][i] = entry;
-				return;
+				break;
 			}
 			leaf_clear(e, id, i);
 		}
-		shadow_unmap(e, region_base(slot) + t->base + i * span, span);
-		return;
+		slot_unmap(e, slot, t->base + i * span, span);
+		break;
 	}
+	shadow_settle(e);
 }

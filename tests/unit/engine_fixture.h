@@ -13,7 +13,9 @@
 
 #include "engine/access.h"
 
+#ifndef FIXTURE_RAM
 #define FIXTURE_RAM (4u << 20)
+#endif
 #define FIXTURE_CODE 0x10000u  /* programs */
 #define FIXTURE_STACK 0x20000u /* initial RSP, supervisor */
 #define FIXTURE_DATA 0x30000u
