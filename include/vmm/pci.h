@@ -144,7 +144,8 @@ uint64_t pci_bar_address(const struct pci_device *dev, unsigned bar);
 
 /* True if the guest has switched MSI-X on (INTx is then not used). */
 bool pci_msix_enabled(const struct pci_device *dev);
-/* Sends a vector, or remembers it as pending while it or the function is masked. Unknown vectors are dropped. */
+/* Sends a vector, or remembers it as pending while it or the function is masked or may not master the bus. Unknown vectors
+ * are dropped. */
 void pci_msix_send(struct pci_device *dev, unsigned vector);
 /* Drives the device's pin. */
 void pci_intx_set(struct pci_device *dev, bool level);

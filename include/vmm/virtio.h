@@ -127,6 +127,7 @@ struct virtio_device {
 	/* Set by the transport. */
 	const struct virtio_transport_ops *transport_ops;
 	void *transport;
+	bool dma_off; /* the device may not reach memory; virtio_set_dma() */
 };
 
 /* ---- for transports ---- */
@@ -135,6 +136,11 @@ struct virtio_device {
 void virtio_set_status(struct virtio_device *dev, uint8_t status);
 uint8_t virtio_get_status(const struct virtio_device *dev);
 void virtio_reset(struct virtio_device *dev);
+/*
+ * Whether the device may reach memory (PCI: bus master enable). Off: requests in flight end as usual, which may block
+ * as drain() does, then no queue is touched. On: queues are looked at again.
+ */
+void virtio_set_dma(struct virtio_device *dev, bool on);
 /* Enables a queue if its addresses are good; else the device needs a reset. */
 void virtqueue_enable(struct virtqueue *vq);
 /* Guest notification of a queue; ignored unless the device runs. */

@@ -59,6 +59,7 @@ void pci_config_write(struct pci_bus *pci, unsigned bdf, unsigned offset, unsign
 	}
 	if (touches(offset, size, PCI_COMMAND, PCI_COMMAND + 2)) {
 		pci_intx_update(dev);
+		pci_msix_update(dev);
 		pci_update_bars(pci);
 	} else if (touches(offset, size, PCI_BAR0, PCI_BAR0 + 4 * PCI_BARS)) {
 		pci_update_bars(pci);

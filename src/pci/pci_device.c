@@ -80,9 +80,10 @@ bool pci_msix_enabled(const struct pci_device *dev)
 	return msix_control(dev) & MSIX_ENABLE;
 }
 
+/* A message is a write to memory: one that may not be made waits as a masked one does. */
 static bool vector_masked(const struct pci_device *dev, unsigned vector)
 {
-	return msix_control(dev) & MSIX_FUNCTION_MASK || dev->state.msix[vector].control & MSIX_ENTRY_MASKED;
+	return !(dev->state.config[PCI_COMMAND] & PCI_COMMAND_MASTER) || msix_control(dev) & MSIX_FUNCTION_MASK || dev->state.msix[vector].control & MSIX_ENTRY_MASKED;
 }
 
 void pci_msix_send(struct pci_device *dev, unsigned vector)

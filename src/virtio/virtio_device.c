@@ -1,7 +1,7 @@
 /*
  * The part of a virtio device that all transports and devices share: device status (virtio 1.2 §2.1), feature
  * negotiation (§2.2), reset, configuration space (§2.5). Invariants: driver_features are fixed once FEATURES_OK is
- * accepted; a queue runs only between DRIVER_OK and the next reset or error.
+ * accepted; a queue runs only between DRIVER_OK and the next reset or error, while the transport lets the device reach memory.
  */
 #include "vmm/bytes.h"
 #include "vmm/log.h"
@@ -14,7 +14,7 @@ bool virtio_has(const struct virtio_device *dev, uint64_t features)
 
 bool virtio_running(const struct virtio_device *dev)
 {
-	return !dev->state.reset_pending &&
+	return !dev->state.reset_pending && !dev->dma_off &&
 	       (dev->state.status & (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_NEEDS_RESET | VIRTIO_STATUS_FAILED)) ==
 		       VIRTIO_STATUS_DRIVER_OK;
 }
@@ -82,6 +82,18 @@ void virtio_set_status(struct virtio_device *dev, uint8_t status)
 	dev->state.status = status;
 	if (status & ~old & VIRTIO_STATUS_DRIVER_OK && dev->ops->driver_ok)
 		dev->ops->driver_ok(dev);
+}
+
+void virtio_set_dma(struct virtio_device *dev, bool on)
+{
+	if (on != dev->dma_off)
+		return;
+	if (!on && dev->ops->drain)
+		dev->ops->drain(dev);
+	dev->dma_off = !on;
+	for (unsigned i = 0; on && i < dev->queue_count; i++)
+		if (dev->queues[i].state.enabled)
+			virtqueue_renotify(&dev->queues[i]);
 }
 
 void virtio_notify(struct virtio_device *dev, unsigned queue)

@@ -306,6 +306,8 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
 	struct virtio_pci *vpci = (struct virtio_pci *)pci;
 	uint32_t at, length;
 
+	if (offset < PCI_COMMAND + 2 && offset + size > PCI_COMMAND)
+		virtio_set_dma(vpci->dev, pci->state.config[PCI_COMMAND] & PCI_COMMAND_MASTER);
 	if (window_target(vpci, offset, size, &at, &length))
 		bar_write(vpci, at, length, bytes_load(pci->state.config + vpci->window_cap + 16, length));
 }
@@ -323,6 +325,7 @@ static void reset(struct pci_device *pci)
 	struct virtio_device *dev = ((struct virtio_pci *)pci)->dev;
 
 	virtio_reset(dev);
+	dev->dma_off = true;
 	/* The machine is about to fill RAM anew: nothing may still be on its way there. */
 	if (dev->state.reset_pending && dev->ops->drain)
 		dev->ops->drain(dev);
@@ -465,6 +468,7 @@ int virtio_pci_create(struct pci_bus *bus, unsigned slot, struct event_loop *loo
 	}
 	dev->transport_ops = &transport_ops;
 	dev->transport = vpci;
+	dev->dma_off = true;
 	virtio_reset(dev);
 	*out = vpci;
 	return 0;

@@ -187,7 +187,7 @@ START_TEST(msix_masks_and_remembers)
 	ck_assert_uint_eq(config_read(&m, SLOT, cap, 1), PCI_CAP_MSIX);
 	ck_assert_uint_eq(config_read(&m, SLOT, cap + 2, 2), 2); /* three vectors */
 	config_write(&m, SLOT, PCI_BAR0 + 4, 4, table);
-	config_write(&m, SLOT, PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+	config_write(&m, SLOT, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 
 	pci_msix_send(&toy->pci, 1);
 	ck_assert_uint_eq(m.msi_count, 0); /* off */
@@ -210,11 +210,19 @@ START_TEST(msix_masks_and_remembers)
 	ck_assert_uint_eq(m.msi_count, 1);
 	config_write(&m, SLOT, cap + 2, 2, 0x8000);
 	ck_assert_uint_eq(m.msi_count, 2);
+	/* Without bus mastering messages wait, too. */
+	config_write(&m, SLOT, PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+	pci_msix_send(&toy->pci, 1);
+	ck_assert_uint_eq(m.msi_count, 2);
+	ck_assert_uint_eq(mmio_read(&m, table + 0x800, 8), 2);
+	config_write(&m, SLOT, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	ck_assert_uint_eq(m.msi_count, 3);
+	ck_assert_uint_eq(mmio_read(&m, table + 0x800, 8), 0);
 	/* Outside the table. */
 	pci_msix_send(&toy->pci, 3);
 	mmio_write(&m, table + 16 * 3, 8, ~0ull);
 	ck_assert_uint_eq(mmio_read(&m, table + 16 * 3, 8), 0);
-	ck_assert_uint_eq(m.msi_count, 2);
+	ck_assert_uint_eq(m.msi_count, 3);
 	/* The pin is silent while MSI-X is on. */
 	pci_intx_set(&toy->pci, true);
 	ck_assert_int_eq(m.levels[3], 0);

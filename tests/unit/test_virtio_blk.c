@@ -244,6 +244,23 @@ START_TEST(reset_with_requests_in_flight)
 			ck_assert_uint_eq(request_status(m, n), 0xaa);
 		driver_start(m, F_FLUSH, 1);
 	}
+	/* Taking bus mastering away waits for them: no memory is written later. */
+	for (unsigned n = 0; n < 16; n++)
+		request_add(m, n, 0, n, DATA + 0x1000 * n, 4096, DESC_F_WRITE);
+	pthread_mutex_lock(&m->lock);
+	virtio_notify(virtio_pci_device((struct virtio_pci *)pci_bus_device(m->pci, 1)), 0);
+	pthread_mutex_unlock(&m->lock);
+	config_write(m, 1, PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+	ck_assert_uint_eq(driver_used(m, 0), 16);
+	for (unsigned n = 0; n < 16; n++)
+		ck_assert_uint_eq(request_status(m, n), 0);
+	request_add(m, 0, 0, 0, DATA, 4096, DESC_F_WRITE);
+	driver_kick(m, 0);
+	event_loop_poll(m->loop, 10);
+	ck_assert_uint_eq(driver_used(m, 0), 16);
+	config_write(m, 1, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	driver_wait(m, 0, 17);
+	driver_start(m, F_FLUSH, 1);
 	/* A machine reset waits for them. */
 	for (unsigned n = 0; n < 16; n++)
 		request_add(m, n, 0, n, DATA + 0x1000 * n, 4096, DESC_F_WRITE);

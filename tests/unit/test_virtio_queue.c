@@ -373,6 +373,15 @@ START_TEST(notification_by_eventfd)
 	ck_assert_int_eq(write(list[0].eventfd, &one, 8), 8);
 	driver_wait(&m, 0, 1);
 	ck_assert_uint_eq(driver_used_length(&m, 0, 0), 64);
+	/* A device that may not master the bus leaves its queue alone, and finds what was added when it may. */
+	config_write(&m, 1, PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+	driver_add(&m, 0, 0);
+	driver_kick(&m, 0);
+	for (unsigned i = 0; i < 5; i++)
+		event_loop_poll(m.loop, 10);
+	ck_assert_uint_eq(driver_used(&m, 0), 1);
+	config_write(&m, 1, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	driver_wait(&m, 0, 2);
 	config_write(&m, 1, PCI_COMMAND, 2, 0);
 	ck_assert_uint_eq(changes, 1);
 	ck_assert_int_eq(virtio_pci_notify_list(vpci, list, 4), 1);
