@@ -251,6 +251,15 @@ static int net_create(struct machine *m, const struct machine_net *net, unsigned
 	return rc ? rc : virtio_attach(m, dev, err);
 }
 
+/* Every guest has it: at its first boot it has no other entropy than RDRAND, if the host has that. */
+static int rng_create(struct machine *m, struct error *err)
+{
+	struct virtio_device *dev;
+	int rc = virtio_rng_create(m->mem, &dev, err);
+
+	return rc ? rc : virtio_attach(m, dev, err);
+}
+
 /*
  * Writes that nobody waits for: bytes to send (where the divisor's low byte is, too), the address of the next
  * configuration access (the access itself leaves, after it), the POST code that Linux writes for a short delay.
@@ -281,6 +290,8 @@ int machine_devices_create(struct machine *m, struct error *err)
 		rc = disks_create(m, err);
 	for (unsigned i = 0; i < m->config->net_count && !rc; i++)
 		rc = net_create(m, &m->config->nets[i], i, err);
+	if (!rc)
+		rc = rng_create(m, err);
 	if (!rc)
 		notify_changed(m);
 	return rc;

@@ -29,7 +29,7 @@ struct machine {
 	struct fw_cfg *fw_cfg;
 	struct debug_ports *debug_ports;
 	struct pci_bus *pci;
-	struct virtio_pci *virtio[MACHINE_DISK_MAX + 1 + MACHINE_NET_MAX];
+	struct virtio_pci *virtio[MACHINE_DISK_MAX + 1 + MACHINE_NET_MAX + 1]; /* … and the entropy device */
 	unsigned virtio_count;
 	struct host_disk *disks[MACHINE_DISK_MAX + 1]; /* owned by their virtio devices; here to be drained */
 	unsigned disk_count;
