@@ -1,7 +1,8 @@
 /*
  * The columns: every way of running that exists here, found by trying. An engine that this vmm does not have yet (exit
- * status 2 or 10, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence; when
- * it comes, it appears. What a KVM column's memory virtualisation is called comes from `vmm info`, which detects it.
+ * status 10, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence; options that
+ * it has never heard of (status 2) are no column at all. When they come, the column appears. What a KVM column's memory
+ * virtualisation is called comes from `vmm info`, which detects it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,8 @@ static const struct candidate {
 	{"qemu-kvm", "QEMU (KVM)", BENCH_QEMU, true, {"kvm", "host"}},
 };
 
+#define NOTHING "bench=none repeat=1"
+
 /* What `vmm info` detects. True if KVM works. */
 static bool kvm_describe(struct bench_host *host, const char *self)
 {
@@ -47,25 +50,29 @@ static bool kvm_describe(struct bench_host *host, const char *self)
 	return works;
 }
 
-/* Does this vmm take these options? Its statuses 2 and 10 say no (vmm(1)); it then prints one sentence. */
-static bool engine_exists(
-	const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
+enum existence { UNKNOWN, ABSENT, PRESENT };
+
+/*
+ * Does this vmm take these options? Its status 2 says that it has never heard of them, 10 that they are for later
+ * (vmm(1)); it then prints one sentence.
+ */
+static enum existence engine_exists(struct bench_column *column, const struct bench_paths *paths)
 {
 	struct bench_child child = {.limit = 10};
 	char text[BENCH_COMMAND_MAX];
 	int status;
 
-	if (bench_column_command(
-		    column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) ||
+	if (bench_column_command(column, BENCH_PART_NANO, paths, NOTHING, child.argv, text, sizeof(text)) ||
 		bench_spawn(&child)) {
-		snprintf(why, size, "The program itself cannot be started.");
-		return false;
+		snprintf(column->why, sizeof(column->why), "The program itself cannot be started.");
+		return ABSENT;
 	}
 	status = WIFEXITED(child.status) ? WEXITSTATUS(child.status) : -1;
 	if (status != 2 && status != 10)
-		return true;
-	snprintf(why, size, "%.300s", strncmp(child.tail, "vmm: ", 5) ? child.tail : child.tail + 5);
-	return false;
+		return PRESENT;
+	snprintf(column->why, sizeof(column->why), "%.300s",
+		strncmp(child.tail, "vmm: ", 5) ? child.tail : child.tail + 5);
+	return status == 2 ? UNKNOWN : ABSENT;
 }
 
 static void on_line(void *ctx, const char *line, uint64_t now)
@@ -73,27 +80,25 @@ static void on_line(void *ctx, const char *line, uint64_t now)
 	*(bool *)ctx |= !strcmp(line, "BENCH-END ok");
 }
 
-/* Does QEMU run the bare-metal guest at all? With some kernels' KVM it does not. Without the guest, yes is assumed. */
-static bool peer_works(
-	const struct bench_column *column, const struct bench_paths *paths, char *why, size_t size)
+/* Does QEMU run the bare-metal guest at all? With some hosts' KVM it does not. Without the guest, yes is assumed. */
+static enum existence peer_works(struct bench_column *column, const struct bench_paths *paths)
 {
 	bool ended = false;
 	struct bench_child child = {.limit = 5, .line = on_line, .ctx = &ended};
 	char text[BENCH_COMMAND_MAX];
 
 	if (!paths->nano[0])
-		return true;
-	if (!bench_column_command(
-		    column, BENCH_PART_NANO, paths, "bench=none repeat=1", child.argv, text, sizeof(text)) &&
+		return PRESENT;
+	if (!bench_column_command(column, BENCH_PART_NANO, paths, NOTHING, child.argv, text, sizeof(text)) &&
 		!bench_spawn(&child) && ended)
-		return true;
-	snprintf(why, size, "It does not run a guest here: %.250s",
+		return PRESENT;
+	snprintf(column->why, sizeof(column->why), "It does not run a guest here: %.250s",
 		child.timed_out ? "nothing came within 5 s." : child.tail);
-	return false;
+	return ABSENT;
 }
 
-static void column_check(struct bench_column *column, const struct candidate *c, const struct bench_host *host,
-	const struct bench_paths *paths, bool kvm)
+static enum existence column_check(struct bench_column *column, const struct candidate *c,
+	const struct bench_host *host, const struct bench_paths *paths, bool kvm)
 {
 	const char *absent = NULL;
 
@@ -101,15 +106,19 @@ static void column_check(struct bench_column *column, const struct candidate *c,
 		absent = "qemu-system-x86_64 is not installed.";
 	else if (c->kind == BENCH_NATIVE && !paths->micro[0] && !paths->nano_native[0])
 		absent = "The programs to run natively are not there; build them or give --guests.";
-	if (absent)
+	if (absent) {
 		snprintf(column->why, sizeof(column->why), "%s", absent);
-	else if (c->needs_kvm && !kvm)
+		return ABSENT;
+	}
+	if (c->needs_kvm && !kvm) {
 		snprintf(column->why, sizeof(column->why), "KVM does not work here: %.199s.", host->kvm);
-	else if (c->kind == BENCH_VMM)
-		column->present = engine_exists(column, paths, column->why, sizeof(column->why));
-	else
-		column->present = c->kind == BENCH_NATIVE ||
-			peer_works(column, paths, column->why, sizeof(column->why));
+		return ABSENT;
+	}
+	switch (c->kind) {
+	case BENCH_VMM: return engine_exists(column, paths);
+	case BENCH_QEMU: return peer_works(column, paths);
+	default: return PRESENT;
+	}
 }
 
 static void versions_find(struct bench_result *result, const struct bench_paths *paths)
@@ -137,6 +146,7 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 	for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
 		const struct candidate *c = &candidates[i];
 		struct bench_column column = {.kind = c->kind};
+		enum existence existence;
 
 		if (!bench_listed(chosen, c->id))
 			continue;
@@ -148,8 +158,10 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 			snprintf(column.label, sizeof(column.label), "%.*s, %.*s)",
 				(int)strcspn(c->label, ")"), c->label, (int)strcspn(host->memory_virt, " ("),
 				host->memory_virt);
-		column_check(&column, c, host, paths, kvm);
-		result->columns[result->column_count++] = column;
+		existence = column_check(&column, c, host, paths, kvm);
+		column.present = existence == PRESENT;
+		if (existence != UNKNOWN || chosen) /* what nobody has heard of is not worth a line */
+			result->columns[result->column_count++] = column;
 	}
 	versions_find(result, paths);
 }

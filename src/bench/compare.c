@@ -99,6 +99,9 @@ static void compare(const struct bench_result *a, const struct bench_result *b)
 	}
 	printf("%u faster, %u slower, %u within the noise, %u not comparable.\n", tally.faster, tally.slower,
 		tally.same, tally.other);
+	if (tally.faster + tally.slower)
+		printf("The intervals are 95 %% each: of %u, chance alone puts about %u outside.\n",
+			tally.faster + tally.slower + tally.same, (tally.faster + tally.slower + tally.same + 10) / 20);
 }
 
 int bench_compare(const char *before, const char *after, struct error *err)
