@@ -124,6 +124,8 @@ static void measure_flushes(void)
 {
 	double same[ROUNDS], gone[ROUNDS], alternate[ROUNDS], all[ROUNDS], code[ROUNDS], start;
 
+	double range[ROUNDS];
+
 	for (unsigned r = 0; r < ROUNDS; r++) {
 		forget(0);
 		build(0, true);
@@ -132,12 +134,18 @@ static void measure_flushes(void)
 		for (unsigned i = 0; i < 512; i++)
 			shadow_flush_page(f.engine, i * 4096ull);
 		same[r] = now_ns() - start;
-		for (unsigned i = 0; i < 64; i++)
-			fixture_put64(&f, pt(0, 0) + i * 64, 0);
 		start = now_ns();
-		for (unsigned i = 0; i < 64; i++)
-			shadow_flush_page(f.engine, i * 0x8000);
+		for (unsigned i = 0; i < 64; i++) {
+			fixture_put64(&f, pt(0, 0) + i * 32, 0);
+			shadow_flush_page(f.engine, i * 0x4000);
+		}
 		gone[r] = now_ns() - start;
+		for (unsigned i = 0; i < 33; i++)
+			fixture_put64(&f, pt(0, 0) + (256 + i) * 8, 0);
+		start = now_ns();
+		for (unsigned i = 0; i < 33; i++)
+			shadow_flush_page(f.engine, (256 + i) * 4096);
+		range[r] = now_ns() - start;
 		forget(0);
 		build(0, true);
 		touch(1, 1);
@@ -163,6 +171,7 @@ static void measure_flushes(void)
 	}
 	report("INVLPG, nothing has changed", same, 512);
 	report("INVLPG, the page is gone", gone, 64);
+	report("33 INVLPGs after as many pages have gone", range, 1);
 	report("CR3 write, 512 pages gone from one table: one munmap", all, 1);
 	report("CR3 write, every other page gone: 256 munmaps", alternate, 1);
 	report("a page in the direct map becomes code", code, 64);

@@ -425,7 +425,7 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write)
 	struct fill f = { .gva = gva, .is_write = is_write };
 	bool done;
 
-	if (!s || !s->served || (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
+	if (!s || !s->served || s->broken || (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
 		return false;
 	done = walk(e, &f) && is_mappable(e, &f) && fill(e, &f);
 	s->pinned = 0;

@@ -104,7 +104,8 @@ struct shadow {
 	uint64_t root;	/* memfd offset of the PML4 */
 	uint64_t clock;
 	uint32_t vmas;
-	bool lost; /* some slot is */
+	bool lost;   /* some slot is */
+	bool broken; /* something could not be unmapped: nothing is attached ever again */
 	unsigned pinned; /* slot number + 1 that may not be evicted */
 	uint16_t first_free;
 	uint32_t first_free_node;
@@ -178,6 +179,7 @@ bool slot_evict_one(struct engine *e);
 void slot_evict(struct engine *e, unsigned slot);
 /* Follows CR3, CR4 and EFER; compares with the guest's tables what may not be used any longer without. */
 void root_update(struct engine *e, enum root_reason reason);
+void slots_detach(struct shadow *s);
 /* No detached slot may be attached again without being compared. */
 void slots_stale(struct shadow *s);
 

@@ -54,6 +54,13 @@ static void slot_attach(struct shadow *s, unsigned g, unsigned slot)
 	delta_update(s, g);
 }
 
+void slots_detach(struct shadow *s)
+{
+	for (unsigned g = 0; g < 512; g++)
+		if (s->attached[g])
+			slot_detach(s, g, false);
+}
+
 void slot_set_type(struct engine *e, unsigned slot, enum slot_type type)
 {
 	e->shadow->slots[slot].type = (uint8_t)type;
@@ -84,6 +91,13 @@ void slot_clear(struct engine *e, unsigned slot)
 	s->slots[slot].root = (uint16_t)table_take(s, slot, 3, offset, 0);
 }
 
+/* True: refused. */
+static bool reserve(unsigned slot)
+{
+	return mmap((void *)(uintptr_t)region_base(slot), SLOT_SIZE, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED;
+}
+
 void slot_evict(struct engine *e, unsigned slot)
 {
 	struct shadow *s = e->shadow;
@@ -93,9 +107,11 @@ void slot_evict(struct engine *e, unsigned slot)
 		slot_detach(s, p->g, false);
 	drop_records(s, slot);
 	p->key = 0;
-	/* A hole would be an invitation to whatever the process maps next. Replaces all in one go; cannot fail for want of memory: it only frees. */
-	mmap((void *)(uintptr_t)region_base(slot), SLOT_SIZE, PROT_NONE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	/* A hole would be an invitation to whatever the process maps next. At the limit of mappings the host may refuse: then make room first. */
+	if (reserve(slot)) {
+		slot_unmap(e, slot, 0, SLOT_SIZE);
+		reserve(slot);
+	}
 	e->stats->shadow_evictions++;
 }
 
@@ -167,13 +183,18 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 		if (!slot_evict_one(e))
 			return -1;
 	}
+	if (munmap((void *)(uintptr_t)region_base((unsigned)slot), SLOT_SIZE)) {
+		/* This splits the reservation: no mapping left for that. */
+		table_drop(s, p->root);
+		p->root = 0;
+		return -1;
+	}
 	p->key = key;
 	p->g = (uint16_t)g;
 	p->vmas = 0;
 	p->misses = 0;
 	p->type = SLOT_EMPTY;
 	p->attached = p->nonglobal = p->global = p->fresh = false;
-	slot_unmap(e, (unsigned)slot, 0, SLOT_SIZE);
 	e->stats->shadow_attach_misses++;
 	return slot;
 }
@@ -241,13 +262,6 @@ int slot_open(struct engine *e, unsigned g, uint64_t entry)
 
 /* --- roots --- */
 
-static void detach_all(struct shadow *s)
-{
-	for (unsigned g = 0; g < 512; g++)
-		if (s->attached[g])
-			slot_detach(s, g, false);
-}
-
 void slots_stale(struct shadow *s)
 {
 	for (unsigned n = 0; n < REGIONS; n++)
@@ -260,7 +274,7 @@ static void follow_registers(struct engine *e)
 	const struct cpu_state *cpu = e->cpu;
 	bool smap = (cpu->cr4 & CR4_SMAP) != 0, nxe = (cpu->efer & EFER_NXE) != 0;
 
-	s->served = (cpu->cr0 & CR0_PG) && (cpu->efer & EFER_LMA);
+	s->served = (cpu->cr0 & CR0_PG) && (cpu->efer & EFER_LMA) && !s->broken;
 	s->root = s->served ? ram_offset(e, cpu->cr3 & PTE_FRAME, NULL) : ~0ull;
 	if (s->root == ~0ull)
 		s->served = false;
@@ -334,7 +348,7 @@ void root_update(struct engine *e, enum root_reason reason)
 	follow_registers(e);
 	e->stats->shadow_syncs++;
 	if (!s->served) {
-		detach_all(s);
+		slots_detach(s);
 		return;
 	}
 	load_pcid(e, reason);
@@ -345,4 +359,6 @@ void root_update(struct engine *e, enum root_reason reason)
 		}
 		follow_entry(e, g, reason, old_pcid, globals);
 	}
+	if (s->broken)
+		slots_detach(s);
 }

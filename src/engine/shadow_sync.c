@@ -9,11 +9,17 @@
 
 #include "engine/shadow_internal.h"
 
-/* munmap and mprotect may need to split a VMA, which the host may refuse. Unmapping a whole region splits none. */
+/*
+ * munmap and mprotect may need to split a VMA, which the host may refuse. Unmapping a whole region splits none. Should even that
+ * fail, there must be no way into it any more.
+ */
 static void slot_lose(struct engine *e, unsigned slot)
 {
-	munmap((void *)(uintptr_t)region_base(slot), SLOT_SIZE);
-	e->shadow->slots[slot].lost = e->shadow->lost = true;
+	struct shadow *s = e->shadow;
+
+	s->slots[slot].lost = s->lost = true;
+	if (munmap((void *)(uintptr_t)region_base(slot), SLOT_SIZE))
+		s->broken = true;
 }
 
 void slot_unmap(struct engine *e, unsigned slot, uint64_t offset, uint64_t size)
@@ -42,6 +48,8 @@ void shadow_settle(struct engine *e)
 			slot_clear(e, n);
 		s->slots[n].lost = false;
 	}
+	if (s->broken)
+		slots_detach(s);
 }
 
 /* --- records --- */
@@ -250,12 +258,23 @@ static void sync_leaf(struct engine *e, struct sweep *w, unsigned id, unsigned i
 	}
 }
 
+static void inner_drop(struct engine *e, struct sweep *w, unsigned id, unsigned i)
+{
+	struct shadow *s = e->shadow;
+	struct shadow_table *t = &s->tables[id];
+
+	table_drop(s, s->child[id][i]);
+	bit_clear(t->used, i);
+	bit_clear(t->inner, i);
+	sweep_add(e, w, SWEEP_GONE, t->base + i * level_span(t->level), level_span(t->level));
+}
+
 static void sync_table(struct engine *e, struct sweep *w, unsigned id)
 {
 	struct shadow *s = e->shadow;
 	struct shadow_table *t = &s->tables[id];
 	const uint64_t *now = (const uint64_t *)(e->ram + t->offset);
-	uint64_t *old = s->snapshot[id], span = level_span(t->level);
+	uint64_t *old = s->snapshot[id];
 
 	e->stats->shadow_tables++;
 	for (unsigned n = 0; n < 8; n++) {
@@ -277,10 +296,7 @@ static void sync_table(struct engine *e, struct sweep *w, unsigned id)
 			if (!bit_test(t->inner, i)) {
 				sync_leaf(e, w, id, i, entry);
 			} else if (inner_changed(entry, old[i])) {
-				table_drop(s, child);
-				bit_clear(t->used, i);
-				bit_clear(t->inner, i);
-				sweep_add(e, w, SWEEP_GONE, t->base + i * span, span);
+				inner_drop(e, w, id, i);
 			} else if (w->globals || s->tables[child].nonglobal) {
 				sync_table(e, w, child);
 			} else {
@@ -299,10 +315,15 @@ void slot_sync(struct engine *e, unsigned slot, bool globals)
 	shadow_settle(e);
 }
 
-/* INVLPG drops a translation whether it is global or not, and with it whatever the CPU knew of the tables on its way (SDM vol. 3, 4.10.4.1). */
+/*
+ * INVLPG drops a translation whether it is global or not, and with it whatever the CPU knew of the tables on its way (SDM vol. 3,
+ * 4.10.4.1). An operating system changes a range of PTEs and then invalidates page by page: the first one that finds a change looks
+ * through the whole table, and the others find nothing to do.
+ */
 void slot_flush_page(struct engine *e, unsigned slot, uint64_t offset)
 {
 	struct shadow *s = e->shadow;
+	struct sweep w = { .slot = slot, .globals = true };
 	unsigned id = s->slots[slot].root;
 
 	for (unsigned level = 3;; level--) {
@@ -313,29 +334,19 @@ void slot_flush_page(struct engine *e, unsigned slot, uint64_t offset)
 		if (!bit_test(t->used, i))
 			return;
 		entry = entry_load(e, t->offset + i * 8);
-		if (bit_test(t->inner, i)) {
-			if (!inner_changed(entry, s->snapshot[id][i])) {
-				id = s->child[id][i];
-				continue;
-			}
-			table_drop(s, s->child[id][i]);
-			bit_clear(t->used, i);
-			bit_clear(t->inner, i);
-		} else {
-			bool lost_write = bit_test(t->writable, i) && !may_write(entry);
-
-			if (s->policy != SHADOW_VTLB && !leaf_changed(entry, s->snapshot[id][i], level) && !(lost_write && level > 1)) {
-				if (lost_write) {
-					leaf_set(e, id, i, entry, false);
-					slot_make_readonly(e, slot, t->base + i * span, span);
-				}
-				s->snapshot[id][i] = entry;
-				break;
-			}
-			leaf_clear(e, id, i);
+		if (!bit_test(t->inner, i)) {
+			if (level == 1 && s->policy != SHADOW_VTLB && entry != s->snapshot[id][i])
+				sync_table(e, &w, id);
+			else
+				sync_leaf(e, &w, id, i, entry);
+			break;
 		}
-		slot_unmap(e, slot, t->base + i * span, span);
-		break;
+		if (inner_changed(entry, s->snapshot[id][i])) {
+			inner_drop(e, &w, id, i);
+			break;
+		}
+		id = s->child[id][i];
 	}
+	sweep_kept(e, &w);
 	shadow_settle(e);
 }

@@ -82,6 +82,21 @@ static bool fill(enum shadow_view view, uint64_t gva, bool is_write)
 	return shadow_fill(f.engine, gva, is_write);
 }
 
+/* Takes the mappings that the host allows a process, but for about `left`: splitting one then fails. Returns the area. */
+#define HOARD_SIZE (1ull << 30)
+static void *hoard_mappings(unsigned left)
+{
+	char *area = mmap(NULL, HOARD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	unsigned count = 0;
+
+	ck_assert_ptr_ne(area, MAP_FAILED);
+	while (count < HOARD_SIZE / 8192 && !mprotect(area + count * 8192ull, 4096, PROT_READ))
+		count++;
+	if (left)
+		mprotect(area + (count - left) * 8192ull, left * 4096ull, PROT_NONE);
+	return area;
+}
+
 /* --- one thing at a time --- */
 
 START_TEST(test_first_touch)
@@ -323,6 +338,34 @@ START_TEST(test_pcids)
 }
 END_TEST
 
+START_TEST(test_out_of_mappings)
+{
+	void *hoarded;
+
+	ck_assert(fill(SHADOW_SUPERVISOR, 0x30000, true));
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x38000, true), 0x38);
+	hoarded = hoard_mappings(0);
+	/* One page out of the middle cannot be unmapped: all of the slot goes. */
+	fixture_put64(&f, fixture_pte(0x34000), 0);
+	mmu_flush_page(f.engine, 0x34000);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x34000, false), -1);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x30000, false), -1);
+	munmap(hoarded, HOARD_SIZE);
+	ck_assert(fill(SHADOW_SUPERVISOR, 0x30000, true));
+	ck_assert(fill(SHADOW_SUPERVISOR, 0x200000, true));
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x280000, true), 0x280);
+	hoarded = hoard_mappings(0);
+	/* Nor made read-only. */
+	f.shared->code_pages[0x280 / 64] |= 1;
+	mmu_protect_code(f.engine, 0x280);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x280000, true), -1);
+	munmap(hoarded, HOARD_SIZE);
+	ck_assert(fill(SHADOW_SUPERVISOR, 0x200000, true));
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x280000, true), -1);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x281000, true), 0x281);
+}
+END_TEST
+
 START_TEST(test_more_slots_than_regions)
 {
 	/* Every PML4 entry leads to the same tables: regions run out and are given to others. */
@@ -471,8 +514,10 @@ static void random_code_bit(void)
 	}
 }
 
-static void run_random(enum shadow_policy policy, bool mixed, uint64_t seed)
+static void run_random(enum shadow_policy policy, bool mixed, bool hoard, uint64_t seed)
 {
+	void *hoarded = NULL;
+
 	random_state = seed;
 	open_policy(policy);
 	memset(f.ram + POOL, 0, 21 * 4096);
@@ -481,6 +526,8 @@ static void run_random(enum shadow_policy policy, bool mixed, uint64_t seed)
 		random_entry(1 + n % 4, false);
 	system_set_cr3(f.engine, POOL);
 	for (unsigned n = 0; n < 4000; n++) {
+		if (hoard && n == 1000)
+			hoarded = hoard_mappings(16);
 		for (unsigned k = random_below(12); k; k--)
 			check_gva(random_gva(), true, mixed);
 		if (!random_below(3))
@@ -501,12 +548,21 @@ static void run_random(enum shadow_policy policy, bool mixed, uint64_t seed)
 			check_gva(random_gva(), false, mixed);
 	}
 	assert_stamps();
+	if (hoarded)
+		munmap(hoarded, HOARD_SIZE);
 	close_all();
 }
 
 START_TEST(test_random)
 {
-	run_random(_i & 1 ? SHADOW_VTLB : SHADOW_UNSYNC, (_i & 2) != 0, (uint64_t)_i + 1);
+	run_random(_i & 1 ? SHADOW_VTLB : SHADOW_UNSYNC, (_i & 2) != 0, false, (uint64_t)_i + 1);
+}
+END_TEST
+
+/* What cannot be mapped is refused; what cannot be unmapped alone goes with all of its slot. */
+START_TEST(test_random_out_of_mappings)
+{
+	run_random(SHADOW_UNSYNC, true, true, 99);
 }
 END_TEST
 
@@ -528,9 +584,11 @@ int main(void)
 	tcase_add_test(one, test_canonical_kernel_deltas);
 	tcase_add_test(one, test_roots);
 	tcase_add_test(one, test_pcids);
+	tcase_add_test(one, test_out_of_mappings);
 	tcase_add_test(one, test_more_slots_than_regions);
 	tcase_set_timeout(all, 60);
 	tcase_add_loop_test(all, test_random, 0, 8);
+	tcase_add_test(all, test_random_out_of_mappings);
 	suite_add_tcase(suite, one);
 	suite_add_tcase(suite, all);
 	runner = srunner_create(suite);
