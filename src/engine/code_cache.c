@@ -45,7 +45,7 @@ int translator_create(struct engine *e)
 	struct translator *t;
 	int error;
 
-	if (!e->shadow || (uintptr_t)e->deltas >> 31 || (uintptr_t)e->block >> 31 || !__builtin_cpu_supports("bmi2"))
+	if (!e->shadow || (uintptr_t)e >> 31 || (uintptr_t)e->deltas >> 31 || (uintptr_t)e->block >> 31 || !__builtin_cpu_supports("bmi2"))
 		return -ENOTSUP;
 	t = take_low(sizeof(*t), PROT_READ | PROT_WRITE);
 	if (!t)
@@ -62,6 +62,7 @@ int translator_create(struct engine *e)
 		return error;
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.high_mask = ~0ull << 39;
+	translator_set_masks(t);
 	translator_emit_fixed(e);
 	translator_reset(e);
 	return 0;

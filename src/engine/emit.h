@@ -187,6 +187,40 @@ static inline void emit_rorx(struct emit *m, int dst, struct emit_mem a, unsigne
 	emit8(m, count);
 }
 
+/* The inverse: the low bits of src where the mask has ones. */
+static inline void emit_pdep(struct emit *m, int dst, int src, struct emit_mem mask)
+{
+	emit_vex(m, 2, 3, true, dst, src, mask);
+	emit8(m, 0xf5);
+	emit_modrm_mem(m, dst, mask);
+}
+
+static inline void emit_rorx_any(struct emit *m, bool wide, int dst, int src, unsigned count)
+{
+	emit8(m, 0xc4);
+	emit8(m, (dst >= 8 ? 0 : 0x80u) | 0x40 | (src >= 8 ? 0 : 0x20u) | 3);
+	emit8(m, (wide ? 0x80u : 0) | 0x7b);
+	emit8(m, 0xf0);
+	emit8(m, 0xc0 | (unsigned)(dst & 7) << 3 | (unsigned)(src & 7));
+	emit8(m, count);
+}
+
+static inline void emit_rorx_reg(struct emit *m, int dst, int src, unsigned count)
+{
+	emit_rorx_any(m, false, dst, src, count);
+}
+
+static inline void emit_rorx64(struct emit *m, int dst, int src, unsigned count)
+{
+	emit_rorx_any(m, true, dst, src, count);
+}
+
+static inline void emit_bytes(struct emit *m, const char *bytes, unsigned size)
+{
+	memcpy(m->p, bytes, size);
+	m->p += size;
+}
+
 /* movzbl mem, reg */
 static inline void emit_load8(struct emit *m, int reg, struct emit_mem a)
 {

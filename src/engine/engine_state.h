@@ -118,7 +118,7 @@ struct engine {
 	bool stack32;		   /* SS.B */
 	bool flat;		   /* 64-bit mode: no limits */
 	bool watch;		   /* DR7 arms data or I/O breakpoints, or instruction ones: slow paths */
-	bool attention;		   /* an interrupt may be deliverable: look at the local APIC when IF allows */
+	uint64_t attention;	   /* 1: an interrupt may be deliverable, look at the local APIC when IF allows; else 0 */
 	bool stepping;		   /* the current instruction began with TF: #DB after it (cleared by INT n, deliveries) */
 	bool delivering;	   /* inside exception_deliver() of something external or a fault: error codes get EXT */
 	bool restart;		   /* engine_restart_insn() */

@@ -105,6 +105,9 @@ void system_set_cr4(struct engine *e, uint64_t value)
 	cpu->cr4 = value;
 	if (changed & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP))
 		mmu_flush_all(e);
+	/* Translated user code has RDTSC inline or not. */
+	if (changed & CR4_TSD)
+		engine_invalidate_all(e);
 	engine_update_mode(e);
 }
 

@@ -60,7 +60,7 @@ void tx_interp(struct tx *x, int offset)
 }
 
 /* Events are looked at without touching flags: any bit makes the load fault. Destroys S1. */
-static void poll(struct tx *x)
+void tx_poll(struct tx *x)
 {
 	emit_rorx(&x->m, S1, mem_abs((void *)&x->e->block->events), 20);
 	emit_load8(&x->m, S1, mem_base(S1, (int32_t)(uintptr_t)x->t->poll));
@@ -81,7 +81,7 @@ void tx_branch(struct tx *x, int cc, int offset)
 	} else {
 		if (backward) {
 			tx_map(x, offset, true);
-			poll(x);
+			tx_poll(x);
 		}
 		from = emit_jmp(&x->m);
 	}
@@ -96,7 +96,7 @@ void tx_jump(struct tx *x, int offset, int undo, bool polls)
 	emit_store(&x->m, S1, mem_abs(&h->target));
 	if (polls) {
 		tx_map(x, MAP_TARGET, true);
-		poll(x);
+		tx_poll(x);
 		emit_load(&x->m, S1, mem_abs(&h->target));
 	}
 	emit_store(&x->m, RCX, mem_abs(&h->save));
@@ -154,7 +154,7 @@ static void emit_stubs(struct tx *x)
 		case STUB_POLL:
 			emit_patch(s.from, x->m.p);
 			tx_map(x, s.offset, true);
-			poll(x);
+			tx_poll(x);
 			from = emit_jmp(&x->m);
 			emit_site(x, from, tx_site(x, SITE_CHAIN, s.offset, 0));
 			break;

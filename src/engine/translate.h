@@ -4,6 +4,7 @@
  *   translate.c       a decoded block → host code: flags, registers, exits, the fault map
  *   translate_mem.c   how an operand's address is formed, checked and reached
  *   translate_insn.c  which instructions are copied, which have code of their own; the rest is left to the interpreter
+ *   translate_system.c  privileged instructions that have code of their own
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
  *   code_cache.c      memory for code and tables; dropping blocks
  *
@@ -53,6 +54,7 @@ struct hot {
 	uint64_t flags;		     /* ax form of operand.h */
 	uint64_t enter_pc;
 	uint64_t slot_mask;	     /* bits 47:39, for PEXT */
+	uint64_t mask_if, mask_no_if, mask_no_df, mask_virtual, mask_ax, mask_status; /* translate_system.c */
 	uint64_t fp_gate;
 	uint64_t fp_loaded;	     /* the guest's vector state is in the host's registers */
 	/* The jump cache: negated key, host code, code_base, code_host. */
@@ -214,6 +216,7 @@ void tx_map(struct tx *x, int offset, bool poll);
 /* A patchable branch to `offset` of the page; cc −1: always. */
 void tx_branch(struct tx *x, int cc, int offset);
 /* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
+void tx_poll(struct tx *x);
 void tx_jump(struct tx *x, int offset, int undo, bool poll);
 /* Leaves to the interpreter before the instruction. */
 void tx_interp(struct tx *x, int offset);
@@ -223,6 +226,8 @@ void tx_clobber(struct tx *x, unsigned scratch);
 /* --- translate_mem.c --- */
 /* Forms the operand of the current instruction. data: scratch registers that it must leave free. False: not possible. */
 bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, struct emit_mem *out);
+/* dst = the delta of the slot of the address in src; with dead flags by prediction. */
+void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live);
 /* guest address (flat, not yet checked) of the operand → scratch register `to`; `other` may be destroyed. */
 void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other);
 /*
@@ -236,5 +241,11 @@ void tx_get_rsp(struct tx *x, int to, int32_t disp);
 void tx_examine(struct tx *x, struct tx_insn *i);
 /* Emits it. False: the interpreter must do it. */
 bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
+
+
+/* --- translate_system.c --- */
+void translator_set_masks(struct translator *t);
+/* As tx_emit(), for privileged and sensitive instructions. */
+bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded);
 
 #endif

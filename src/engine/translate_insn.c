@@ -263,15 +263,56 @@ static bool copy(struct tx *x, struct tx_insn *i)
 	return true;
 }
 
-/* BT with a register's bit of memory reaches far from its operand: the quadword is addressed, then its bit is tested. */
+/* S2 = a register's bit number, sign-extended. */
+static void load_bit_number(struct tx *x, int bit, unsigned width)
+{
+	bool at_home = bit == S1 || bit == S2;
+
+	if (width == 64) {
+		if (at_home)
+			emit_load(&x->m, S2, home(x, bit));
+		else
+			emit_move(&x->m, S2, bit);
+	} else if (at_home) {
+		emit_op_mem(&x->m, 0x63, S2, home(x, bit)); /* movslq */
+	} else {
+		emit_op_reg(&x->m, 0x63, S2, bit);
+	}
+}
+
+/*
+ * A register's bit of memory lies anywhere (SDM vol. 2, BT): the operand of 4 or 8 bytes that holds it is addressed first, then
+ * the instruction is given what remains of the bit number.
+ */
 static bool bit_test(struct tx *x, struct tx_insn *i)
 {
-	static const uint8_t map[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	unsigned width = i->d.insn.operand_width;
+	uint8_t map[16];
+	bool high;
+	int bit;
 
-	if (i->memory >= 0 && i->d.op[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
+	if (i->memory < 0 || i->d.op[1].type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return copy(x, i);
+	bit = decode_gpr(i->d.op[1].reg.value, &high);
+	if (width < 32 || i->flags_live || bit == RSP)
 		return false;
-	(void)map;
-	return copy(x, i);
+	tx_effective(x, &i->d.op[0], S1, S2);
+	load_bit_number(x, bit, width);
+	emit8(&x->m, 0x49); /* sar $5 or $6, %r11 */
+	emit8(&x->m, 0xc1);
+	emit8(&x->m, 0xfb);
+	emit8(&x->m, width == 64 ? 6 : 5);
+	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, width == 64 ? 3 : 2, 0 });
+	tx_find_delta(x, S2, S1, 0);
+	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
+	load_bit_number(x, bit, width);
+	emit_bytes(&x->m, "\x41\x83\xe3", 3); /* and $31 or $63, %r11d */
+	emit8(&x->m, width - 1);
+	for (unsigned n = 0; n < 16; n++)
+		map[n] = (uint8_t)n;
+	map[bit] = S2;
+	reencode(&x->m, &i->d, i->bytes, &(struct emit_mem){ S1, NO_REG, 0, 0 }, map);
+	return true;
 }
 
 static bool load_address(struct tx *x, struct tx_insn *i)
@@ -608,7 +649,7 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 			bool high;
 
 			if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && decode_gpr(op->reg.value, &high) < 0)
-				return false;
+				return tx_system(x, i, decoded);
 			if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM)
 				return false;
 		}
@@ -622,5 +663,5 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 		return true;
 	if (is_cmov(&i->d.insn) || is_copied(i->d.insn.mnemonic))
 		return copy(x, i);
-	return false;
+	return tx_system(x, i, decoded);
 }

@@ -57,8 +57,7 @@ static void look_up(struct tx *x, int dst, int src)
 	emit_load(&x->m, dst, mem_table(x->e->deltas->delta[x->view], dst));
 }
 
-/* dst = the delta of the address in src (which may be dst only when looked up). */
-static void find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
+void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
 {
 	unsigned seen = x->t->seen[x->n];
 	uint8_t *miss;
@@ -196,7 +195,7 @@ static void based_operand(struct tx *x, int base, int32_t disp, unsigned data, s
 		dst = base == S1 ? S2 : S1;
 		tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 		emit_load(&x->m, src, gpr_home(x, base));
-		find_delta(x, dst, src, live);
+		tx_find_delta(x, dst, src, live);
 		if (!data) {
 			*out = (struct emit_mem){ src, dst, 0, disp };
 			return;
@@ -221,7 +220,7 @@ static void based_operand(struct tx *x, int base, int32_t disp, unsigned data, s
 	else
 		dst = x->last == 0 ? S2 : S1;
 	tx_clobber(x, SCRATCH(dst));
-	find_delta(x, dst, base, live);
+	tx_find_delta(x, dst, base, live);
 	x->holds[dst - S1] = base;
 	x->drift[dst - S1] = 0;
 	x->last = dst - S1;
@@ -246,7 +245,7 @@ bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, stru
 	}
 	/* Both scratch registers: the address, and its delta. */
 	tx_effective(x, op, S1, S2);
-	find_delta(x, S2, S1, x->insn[x->n].flags_live);
+	tx_find_delta(x, S2, S1, x->insn[x->n].flags_live);
 	if (!data) {
 		*out = (struct emit_mem){ S1, S2, 0, 0 };
 		return true;

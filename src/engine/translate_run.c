@@ -25,12 +25,6 @@ static const int moved[] = { RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R12, R13, R14
 static const int saved[] = { RBX, RBP, R12, R13, R14, R15 };
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-static void emit_bytes(struct emit *m, const char *bytes, unsigned size)
-{
-	memcpy(m->p, bytes, size);
-	m->p += size;
-}
-
 /* XRSTOR or XSAVE (0F AE /digit, REX.W) of the vector state: destroys RAX, RDX. */
 static void emit_xstate(struct emit *m, struct engine *e, int digit)
 {
