@@ -341,6 +341,8 @@ static void set_flags(struct engine *e, uint64_t image, unsigned size, unsigned 
 
 static void iret_done(struct engine *e)
 {
+	if (!e->cpu->nmi_blocked)
+		return;
 	e->cpu->nmi_blocked = 0;
 	e->attention = true;
 	engine_update_mode(e);
