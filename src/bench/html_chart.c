@@ -237,7 +237,8 @@ static int by_value(const void *a, const void *b)
 #define PROFILE_ROWS 12
 
 /* The largest counters of one kind ("exits.", "engine."), and the sentence about them. */
-static void profile_kind(FILE *file, const struct bench_profile *profile, const char *kind, const char *title)
+static void profile_kind(FILE *file, const struct bench_profile *profile, unsigned column, const char *kind,
+	const char *title)
 {
 	struct bench_counter sorted[BENCH_COUNTER_MAX];
 	unsigned n = 0;
@@ -265,9 +266,9 @@ static void profile_kind(FILE *file, const struct bench_profile *profile, const 
 		grid(file, &axis, 18);
 		fprintf(file,
 			"<rect x=\"0\" y=\"3\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" "
-			"style=\"fill:var(--k1)\"/>"
+			"style=\"fill:var(--k%u)\"/>"
 			"<text x=\"%.2f%%\" dx=\"5\" y=\"13\">%llu</text></svg></div>\n",
-			fmax(0.25, place(&axis, (double)sorted[i].value)), BAR,
+			fmax(0.25, place(&axis, (double)sorted[i].value)), BAR, column % 9,
 			place(&axis, (double)sorted[i].value), (unsigned long long)sorted[i].value);
 	}
 	axis_row(file, &axis, "");
@@ -295,8 +296,8 @@ bool html_profiles(FILE *file, const struct bench_result *r)
 			html_text(file, r->columns[c].label);
 			fprintf(file, ", %s (%u launch%s)</h3>\n", work[part], profile->launches,
 				profile->launches == 1 ? "" : "es");
-			profile_kind(file, profile, "exits.", "Exits to the VMM");
-			profile_kind(file, profile, "engine.", "Events inside the engine");
+			profile_kind(file, profile, c, "exits.", "Exits to the VMM");
+			profile_kind(file, profile, c, "engine.", "Events inside the engine");
 		}
 	return any;
 }

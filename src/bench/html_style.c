@@ -24,7 +24,7 @@ const char html_style[] =
 	".row.axis{border-top:0}.row .lab{font-size:.86rem;text-align:right;overflow-wrap:anywhere;line-height:1.15}\n"
 	".row svg{display:block;width:100%;overflow:visible;font-size:11px;font-family:inherit;fill:var(--ink)}\n"
 	"svg .grid{stroke:var(--line)}svg .one{stroke:var(--soft);stroke-width:1.5}svg .whisker{stroke:var(--ink);stroke-opacity:.55}\n"
-	"svg .bad{fill:var(--bad);font-weight:600}svg .soft{fill:var(--soft)}\n"
+	"svg .bad{fill:var(--bad);font-weight:600}svg .soft{fill:var(--soft);font-size:11px}\n"
 	".scroll{overflow-x:auto;-webkit-overflow-scrolling:touch;margin:.8rem 0}\n"
 	"table{border-collapse:collapse;font-size:.86rem;min-width:100%}caption{text-align:left;padding-bottom:.4rem}\n"
 	"th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;"

@@ -140,6 +140,8 @@ void bench_value_text(double value, enum bench_unit unit, char *text, size_t siz
 void bench_ratio_text(double ratio, char *text, size_t size)
 {
 	three(ratio, "", text, size);
-	if (ratio < 0.095)
+	if (ratio < 0.0005)
+		snprintf(text, size, "<0.001");
+	else if (ratio < 0.095)
 		snprintf(text, size, "%.3f", ratio);
 }
