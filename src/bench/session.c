@@ -484,7 +484,7 @@ static void order_set(struct session *s)
 
 	for (unsigned last = 0; last < 2; last++)
 		for (unsigned c = 0; c < s->result->column_count; c++)
-			if (!strcmp(s->result->columns[c].id, "interp") == last)
+			if ((strcmp(s->result->columns[c].id, "interp") == 0) == (last == 1))
 				s->order[n++] = c;
 }
 
