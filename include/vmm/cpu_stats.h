@@ -65,6 +65,7 @@
 	X(exits_chain, "translator: exits to code that was not chained or not translated") \
 	X(exits_interp, "translator: exits for an instruction of the interpreter") \
 	X(exits_target, "translator: jump cache misses") \
+	X(jumps_forgotten, "translator: times that the supervisor's jump cache was emptied") \
 	X(exits_vector, "translator: loads of the vector state") \
 	X(exits_poll, "translator: exits for an event") \
 	X(exits_fill, "translator: faults repaired by a fill") \

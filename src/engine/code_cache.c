@@ -132,8 +132,11 @@ void translator_forget(struct engine *e, bool user, bool supervisor)
 
 	if (user)
 		t->hot.salt[SHADOW_USER] = mix(++t->generation[SHADOW_USER] << 1);
-	if (supervisor)
+	if (supervisor) {
+		t->nonglobal_jumps = false;
+		e->stats->jumps_forgotten++;
 		t->hot.salt[SHADOW_SUPERVISOR] = mix(++t->generation[SHADOW_SUPERVISOR] << 1 | 1);
+	}
 }
 
 unsigned translator_page_hash(uint64_t gva)
