@@ -131,6 +131,15 @@ static inline void emit_store_imm(struct emit *m, const volatile void *address, 
 	emit32(m, imm);
 }
 
+/* movq $imm, (absolute), sign-extended */
+static inline void emit_store_imm64(struct emit *m, const volatile void *address, int32_t imm)
+{
+	emit8(m, 0x48);
+	emit8(m, 0xc7);
+	emit_modrm_mem(m, 0, mem_abs(address));
+	emit32(m, (uint32_t)imm);
+}
+
 static inline void emit_shr(struct emit *m, int reg, unsigned count)
 {
 	emit8(m, 0x48 | (reg >= 8 ? 1 : 0));

@@ -43,7 +43,7 @@ void tx_map(struct tx *x, int offset, bool poll)
 		x->failed = true;
 		return;
 	}
-	t->map[t->map_used++] = (struct map_entry){ (uint32_t)(x->m.p - x->start), (int16_t)offset, poll };
+	t->map[t->map_used++] = (struct map_entry){ (uint32_t)(x->m.p - x->start), (int16_t)offset, poll, false };
 }
 
 void tx_clobber(struct tx *x, unsigned scratch)
@@ -149,6 +149,11 @@ static void emit_stubs(struct tx *x)
 			emit_patch(s.from, x->m.p);
 			emit_pext(&x->m, s.dst, s.src, mem_abs(&x->t->hot.slot_mask));
 			emit_load(&x->m, s.dst, mem_table(x->e->deltas->delta[x->view], s.dst));
+			emit_patch(emit_jmp(&x->m), s.back);
+			break;
+		case STUB_RSP:
+			emit_patch(s.from, x->m.p);
+			tx_switch_rsp(x);
 			emit_patch(emit_jmp(&x->m), s.back);
 			break;
 		case STUB_POLL:

@@ -47,6 +47,7 @@ struct hot {
 	uint64_t salt[SHADOW_VIEWS]; /* of the jump cache's keys */
 	uint64_t target;	     /* of the indirect jump under way */
 	uint64_t save;		     /* RCX, while the jump cache is looked up; RAX, while flags are kept */
+	uint64_t string_si, string_di; /* deltas in RSI and RDI while MOVS or STOS runs */
 	uint64_t exit_site;
 	uint64_t scratch[2];	     /* R10, R11 at a fault */
 	uint64_t rsp_host;
@@ -54,7 +55,7 @@ struct hot {
 	uint64_t flags;		     /* ax form of operand.h */
 	uint64_t enter_pc;
 	uint64_t slot_mask;	     /* bits 47:39, for PEXT */
-	uint64_t mask_if, mask_no_if, mask_no_df, mask_virtual, mask_ax, mask_status; /* translate_system.c */
+	uint64_t mask_if, mask_no_if, mask_virtual, mask_ax, mask_status; /* translate_system.c */
 	uint64_t fp_gate;
 	uint64_t fp_loaded;	     /* the guest's vector state is in the host's registers */
 	/* The jump cache: negated key, host code, code_base, code_host. */
@@ -101,6 +102,7 @@ struct map_entry {
 	uint32_t host;	/* offset from the block's code */
 	int16_t offset; /* of the instruction in the page; MAP_TARGET: the guest is at hot.target */
 	uint8_t poll;	/* between instructions: nothing of `offset` has happened yet */
+	uint8_t string; /* RSI and RDI have their deltas added; it may have made some steps */
 };
 #define MAP_TARGET INT16_MIN
 
@@ -178,13 +180,13 @@ struct tx_insn {
 	bool high, vector;
 };
 
-enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL };
+enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP };
 /* Code that stands behind the block. */
 struct tx_stub {
 	uint8_t *from;		 /* displacement that leads to it */
 	enum stub_kind kind;
 	uint32_t site;
-	const uint8_t *back;	 /* STUB_LOOKUP: where it returns */
+	const uint8_t *back;	 /* STUB_LOOKUP, STUB_RSP: where it returns */
 	int src, dst;
 	int offset;		 /* STUB_POLL: where it goes */
 };
@@ -231,10 +233,12 @@ void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live);
 /* guest address (flat, not yet checked) of the operand → scratch register `to`; `other` may be destroyed. */
 void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other);
 /*
- * The guest address in S1 is in RSP's slot afterwards, else the interpreter does the instruction: S2 is the slot's delta. No
- * register of the guest has changed.
+ * The guest address in S1 is in RSP's slot afterwards and S2 is the slot's delta; else the interpreter does the instruction, or
+ * (may_switch: RSP is set at once, nothing faults before) the slot becomes RSP's. No register of the guest has changed.
  */
-void tx_check_rsp(struct tx *x, uint32_t flags_live);
+void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch);
+/* Makes the slot of the address in S1 RSP's; destroys S2. */
+void tx_switch_rsp(struct tx *x);
 void tx_get_rsp(struct tx *x, int to, int32_t disp);
 
 /* --- translate_insn.c --- */

@@ -177,8 +177,36 @@ static bool step_rsp(struct tx *x, struct tx_insn *i)
 /* S1 is what RSP shall be. */
 static void set_rsp(struct tx *x, uint32_t live)
 {
-	tx_check_rsp(x, live);
+	tx_check_rsp(x, live, true);
 	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 0 });
+}
+
+/* S1 = what MOV to RSP reads. */
+static bool load_source(struct tx *x, const struct tx_insn *i)
+{
+	const ZydisDecodedOperand *src = &i->d.op[1];
+	struct emit_mem memory;
+	bool high;
+	int reg;
+
+	if (i->memory >= 0) {
+		if (i->memory != 1 || !tx_operand(x, src, 0, &memory))
+			return false;
+		tx_clobber(x, SCRATCH(S1));
+		emit_load(&x->m, S1, memory);
+		return true;
+	}
+	if (src->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return false;
+	reg = decode_gpr(src->reg.value, &high);
+	if (reg < 0 || reg == RSP)
+		return false;
+	tx_clobber(x, SCRATCH(S1));
+	if (reg == S1 || reg == S2)
+		emit_load(&x->m, S1, home(x, reg));
+	else
+		emit_move(&x->m, S1, reg);
+	return true;
 }
 
 /* Instructions that write RSP as an explicit operand. */
@@ -186,41 +214,34 @@ static bool write_rsp(struct tx *x, struct tx_insn *i)
 {
 	static const uint8_t map[16] = { 0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
 	const ZydisDecodedOperand *src = &i->d.op[1];
-	bool high;
-	int reg;
+	bool immediate = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 
-	if (i->d.insn.operand_width != 64 || i->memory >= 0 || i->d.op[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
+	if (i->d.insn.operand_width != 64 || i->d.op[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
 		i->d.op[0].reg.value != ZYDIS_REGISTER_RSP)
 		return false;
 	switch (i->d.insn.mnemonic) {
 	case ZYDIS_MNEMONIC_ADD:
 	case ZYDIS_MNEMONIC_SUB:
-		return src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && step_rsp(x, i);
+		if (immediate && step_rsp(x, i))
+			return true;
+		/* fall through */
 	case ZYDIS_MNEMONIC_AND:
-		if (src->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+		if (i->memory >= 0 || (i->used & (SCRATCH(S1) | SCRATCH(S2))))
 			return false;
 		tx_get_rsp(x, S1, 0);
 		reencode(&x->m, &i->d, i->bytes, NULL, map);
 		set_rsp(x, FLAGS_STATUS & live_after(x));
-		touch_stack(x, i);
-		return true;
+		break;
 	case ZYDIS_MNEMONIC_MOV:
-		if (src->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		if (!load_source(x, i))
 			return false;
-		reg = decode_gpr(src->reg.value, &high);
-		if (reg < 0 || reg == RSP)
-			return false;
-		tx_clobber(x, SCRATCH(S1));
-		if (reg == S1 || reg == S2)
-			emit_load(&x->m, S1, home(x, reg));
-		else
-			emit_move(&x->m, S1, reg);
 		set_rsp(x, i->flags_live);
-		touch_stack(x, i);
-		return true;
+		break;
 	default:
 		return false;
 	}
+	touch_stack(x, i);
+	return true;
 }
 
 /* --- copied instructions --- */
@@ -421,9 +442,14 @@ static bool pop(struct tx *x, struct tx_insn *i)
 	if (i->d.insn.operand_width != 64 || op->type != ZYDIS_OPERAND_TYPE_REGISTER)
 		return false;
 	reg = decode_gpr(op->reg.value, &high);
-	if (reg < 0 || reg == RSP)
+	if (reg < 0)
 		return false;
-	if (reg == S1 || reg == S2) {
+	if (reg == RSP) {
+		tx_clobber(x, SCRATCH(S1));
+		emit_load(&x->m, S1, mem_base(RSP, 0));
+		set_rsp(x, i->flags_live);
+		touch_stack(x, i);
+	} else if (reg == S1 || reg == S2) {
 		tx_clobber(x, SCRATCH(S1));
 		emit_pop(&x->m, S1);
 		emit_store(&x->m, S1, home(x, reg));
@@ -439,7 +465,7 @@ static bool leave(struct tx *x, struct tx_insn *i)
 		return false;
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_move(&x->m, S1, RBP);
-	tx_check_rsp(x, i->flags_live);
+	tx_check_rsp(x, i->flags_live, false);
 	emit_load(&x->m, RBP, (struct emit_mem){ S1, S2, 0, 0 });
 	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 8 });
 	return true;
@@ -610,6 +636,50 @@ static void pass_gate(struct tx *x)
 	emit_group5(&x->m, GROUP5_JMP, mem_abs(&x->t->hot.fp_gate));
 }
 
+/* *out = the delta of the address in reg, which is moved by it. */
+static void bias(struct tx *x, int reg, uint64_t *out)
+{
+	emit_pext(&x->m, S1, reg, mem_abs(&x->t->hot.slot_mask));
+	emit_load(&x->m, S1, mem_table(x->e->deltas->delta[x->view], S1));
+	emit_store(&x->m, S1, mem_abs(out));
+	emit_lea(&x->m, reg, (struct emit_mem){ reg, S1, 0, 0 });
+}
+
+static void unbias(struct tx *x, int reg, const uint64_t *delta)
+{
+	emit_load(&x->m, S1, mem_abs(delta));
+	emit_bytes(&x->m, "\x49\xf7\xd2", 3); /* not %r10 */
+	emit_lea(&x->m, reg, (struct emit_mem){ reg, S1, 0, 1 });
+}
+
+/*
+ * MOVS and STOS, repeated or not: RSI and RDI are the host's meanwhile. A run that leaves its slot meets the guards.
+ * DF is 0 while translated code runs.
+ */
+static bool string(struct tx *x, struct tx_insn *i, bool has_source)
+{
+	struct hot *h = &x->t->hot;
+
+	if (i->d.insn.address_width != 64 ||
+		(i->d.insn.attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS)))
+		return false;
+	tx_clobber(x, SCRATCH(S1));
+	bias(x, RDI, &h->string_di);
+	if (has_source)
+		bias(x, RSI, &h->string_si);
+	else
+		emit_store_imm64(&x->m, &h->string_si, 0);
+	tx_map(x, i->offset, false);
+	x->t->map[x->t->map_used - 1].string = true;
+	for (unsigned n = 0; n < i->d.insn.length; n++)
+		emit8(&x->m, i->bytes[n]);
+	tx_map(x, i->next, true);
+	unbias(x, RDI, &h->string_di);
+	if (has_source)
+		unbias(x, RSI, &h->string_si);
+	return true;
+}
+
 bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 {
 	const struct native_op *native = decoded->native;
@@ -642,6 +712,16 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 	case ZYDIS_MNEMONIC_BTR:
 	case ZYDIS_MNEMONIC_BTC:
 		return bit_test(x, i);
+	case ZYDIS_MNEMONIC_STOSB:
+	case ZYDIS_MNEMONIC_STOSW:
+	case ZYDIS_MNEMONIC_STOSD:
+	case ZYDIS_MNEMONIC_STOSQ:
+		return string(x, i, false);
+	case ZYDIS_MNEMONIC_MOVSB:
+	case ZYDIS_MNEMONIC_MOVSW:
+	case ZYDIS_MNEMONIC_MOVSD:
+	case ZYDIS_MNEMONIC_MOVSQ:
+		return i->d.insn.meta.category == ZYDIS_CATEGORY_STRINGOP && string(x, i, true);
 	case ZYDIS_MNEMONIC_MOV:
 		/* Segment, control and debug registers; addresses in the instruction. */
 		for (unsigned n = 0; n < 2; n++) {

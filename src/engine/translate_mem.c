@@ -88,10 +88,20 @@ void tx_get_rsp(struct tx *x, int to, int32_t disp)
 	emit_lea(&x->m, to, (struct emit_mem){ RSP, to, 0, disp });
 }
 
-void tx_check_rsp(struct tx *x, uint32_t flags_live)
+/* Where a failed check leads: to the interpreter, or to code that follows RSP into its new slot. */
+static void rsp_miss(struct tx *x, uint8_t *from, bool may_switch, unsigned *stub)
+{
+	if (may_switch)
+		tx_stub(x, from, STUB_RSP, 0);
+	else
+		tx_stub(x, from, STUB_SITE, tx_site(x, SITE_INTERP, x->insn[x->n].offset, 0));
+	*stub = x->stub_count - 1;
+}
+
+void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch)
 {
 	struct hot *h = &x->t->hot;
-	uint32_t site = tx_site(x, SITE_INTERP, x->insn[x->n].offset, 0);
+	unsigned stub;
 	uint8_t *skip;
 
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
@@ -99,7 +109,7 @@ void tx_check_rsp(struct tx *x, uint32_t flags_live)
 		emit_move(&x->m, S2, S1);
 		emit_shr(&x->m, S2, 39);
 		emit_cmp_mem(&x->m, S2, mem_abs(&h->rsp_key));
-		tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, site);
+		rsp_miss(x, emit_jcc(&x->m, 5), may_switch, &stub);
 	} else {
 		emit_store(&x->m, RCX, mem_abs(&h->save));
 		emit_pext(&x->m, S2, S1, mem_abs(&h->high_mask));
@@ -107,11 +117,32 @@ void tx_check_rsp(struct tx *x, uint32_t flags_live)
 		emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S2, 0, 0 });
 		skip = emit_jrcxz(&x->m);
 		emit_load(&x->m, RCX, mem_abs(&h->save));
-		tx_stub(x, emit_jmp(&x->m), STUB_SITE, site);
+		rsp_miss(x, emit_jmp(&x->m), may_switch, &stub);
 		emit_patch8(skip, x->m.p);
 		emit_load(&x->m, RCX, mem_abs(&h->save));
 	}
+	x->stubs[stub].back = x->m.p;
 	emit_load(&x->m, S2, mem_abs(&h->rsp_delta));
+}
+
+static void emit_negative(struct tx *x, int reg, const uint64_t *to)
+{
+	emit_bytes(&x->m, "\x49\xf7\xd3", 3); /* not %r11: no flags */
+	emit_lea(&x->m, reg, mem_base(reg, 1));
+	emit_store(&x->m, reg, mem_abs(to));
+}
+
+void tx_switch_rsp(struct tx *x)
+{
+	struct hot *h = &x->t->hot;
+
+	emit_pext(&x->m, S2, S1, mem_abs(&h->slot_mask));
+	emit_load(&x->m, S2, mem_table(x->e->deltas->delta[x->view], S2));
+	emit_store(&x->m, S2, mem_abs(&h->rsp_delta));
+	emit_negative(x, S2, &h->rsp_neg);
+	emit_pext(&x->m, S2, S1, mem_abs(&h->high_mask));
+	emit_store(&x->m, S2, mem_abs(&h->rsp_key));
+	emit_negative(x, S2, &h->rsp_key_neg);
 }
 
 /* A register of an address in a host register; those at home are loaded into `into`. */

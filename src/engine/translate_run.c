@@ -235,10 +235,12 @@ static const struct map_entry *find_map(const struct translator *t, uint64_t pc,
 }
 
 /* RIP of a point in the code, and whose it is. True: between two instructions. */
-static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb)
+static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 {
 	struct translator *t = e->translator;
 	const struct map_entry *m = find_map(t, pc, tb);
+
+	*string = m && m->string;
 
 	if (!m) {
 		/* Fixed code does not fault; an address that is nobody's would be our own bug. */
@@ -278,10 +280,15 @@ static bool repair(struct engine *e)
 	struct translator *t = e->translator;
 	uint64_t gva, changes = e->deltas->changes;
 	uint32_t tb = 0;
+	bool string;
 
-	if (find_rip(e, t->fault_pc, &tb)) {
+	if (find_rip(e, t->fault_pc, &tb, &string)) {
 		e->stats->exits_poll++;
 		return false;
+	}
+	if (string) {
+		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
+		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
 	}
 	if (t->fault_signal == SIGSEGV) {
 		gva = shadow_gva(e, t->fault_hva);
@@ -290,7 +297,7 @@ static bool repair(struct engine *e)
 		} else if (shadow_fill(e, gva, t->fault_write)) {
 			e->stats->exits_fill++;
 			/* Scratch registers may hold deltas: good only if none has changed. */
-			if (changes == e->deltas->changes)
+			if (changes == e->deltas->changes && !string)
 				return true;
 		}
 	}
@@ -306,6 +313,7 @@ static bool leave_code(struct engine *e, uint64_t *pc)
 	struct cpu_state *c = e->cpu;
 	const struct site *s = &t->sites[t->hot.exit_site];
 	uint32_t tb;
+	bool string;
 
 	switch ((enum site_kind)s->kind) {
 	case SITE_CHAIN:
@@ -332,7 +340,7 @@ static bool leave_code(struct engine *e, uint64_t *pc)
 		return false;
 	case SITE_FP:
 		e->stats->exits_vector++;
-		find_rip(e, t->hot.scratch[0] - 1, &tb);
+		find_rip(e, t->hot.scratch[0] - 1, &tb, &string);
 		if (!vector_usable(e)) {
 			t->interp_next = true;
 			return false;
@@ -449,7 +457,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		t->chain_from = 0;
 		return DID_LEAVE_ONE;
 	}
-	if (!e->flat || e->align_check || b->key == BLOCK_DEAD) {
+	if (!e->flat || e->align_check || (e->cpu->rflags & FLAG_DF) || b->key == BLOCK_DEAD) {
 		t->chain_from = 0;
 		return DID_NOTHING;
 	}

@@ -17,7 +17,6 @@ void translator_set_masks(struct translator *t)
 {
 	t->hot.mask_if = FLAG_IF;
 	t->hot.mask_no_if = ~(uint64_t)FLAG_IF;
-	t->hot.mask_no_df = ~(uint64_t)FLAG_DF;
 	t->hot.mask_virtual = VIRTUAL_FLAGS;
 	t->hot.mask_ax = 0x010000ff; /* ax of SETO, LAHF, rotated right by 8: OF 24, the rest 7:0 */
 	t->hot.mask_status = 0x8ff;
@@ -215,11 +214,7 @@ bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded
 		return supervisor && i->d.op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
 			ZydisRegisterGetClass(i->d.op[1].reg.value) == ZYDIS_REGCLASS_CONTROL && read_control(x, decoded);
 	case ZYDIS_MNEMONIC_CLD:
-		emit_load(&x->m, S1, rflags(x));
-		tx_clobber(x, SCRATCH(S1));
-		keep_bits(x, S1, &x->t->hot.mask_no_df);
-		emit_store(&x->m, S1, rflags(x));
-		return true;
+		return true; /* DF is 0 */
 	default:
 		return false;
 	}
