@@ -144,6 +144,16 @@ static void unhash(struct block_cache *c, struct block *b)
 		*link = b->next_in_hash;
 }
 
+static void drop_crossing(struct engine *e, struct crossing *x)
+{
+	for (unsigned view = 0; view < 2; view++) {
+		if (x->tb[view])
+			translator_drop_code(e, x->tb[view] - 1);
+		x->tb[view] = 0;
+	}
+	x->heat = 0;
+}
+
 void engine_invalidate_page(struct engine *e, uint64_t page)
 {
 	struct block_cache *c = e->blocks;
@@ -152,8 +162,14 @@ void engine_invalidate_page(struct engine *e, uint64_t page)
 	if (page >= c->page_count)
 		return;
 	p = &c->pages[page];
-	if (!p->first)
+	if (e->translator && p->chunks)
+		for (unsigned n = 0; n < CROSSING_COUNT; n++)
+			if (c->crossings[n].page[0] == page || c->crossings[n].page[1] == page)
+				drop_crossing(e, &c->crossings[n]);
+	if (!p->first) {
+		p->chunks = 0;
 		return;
+	}
 	for (uint32_t id = p->first; id; id = c->blocks[id - 1].next_in_page) {
 		struct block *b = &c->blocks[id - 1];
 
@@ -288,6 +304,7 @@ static const struct block *decode_single(struct engine *e, uint64_t linear)
 	unsigned left = 4096 - (linear & 0xfff), have = 0;
 	unsigned want = left < INSN_BYTES ? left : INSN_BYTES, known;
 	struct crossing *x = &c->crossings[(linear >> 12) % CROSSING_COUNT];
+	uint64_t pages[2] = { ~0ull, ~0ull };
 
 	for (;;) {
 		uint64_t at = linear + have, gpa;
@@ -296,6 +313,8 @@ static const struct block *decode_single(struct engine *e, uint64_t linear)
 		if (e->mode != MODE_64)
 			at = (uint32_t)at;
 		gpa = mmu_fetch_page(e, at, &hva);
+		if (hva)
+			pages[have >= left] = (uint64_t)(hva - e->ram) >> 12;
 		for (; have < want; have++, at++)
 			bytes[have] = hva ? hva[at & 0xfff] : (uint8_t)physical_read(e, (gpa & ~0xfffull) | (at & 0xfff), 1);
 		known = x->length < have ? x->length : have;
@@ -305,6 +324,7 @@ static const struct block *decode_single(struct engine *e, uint64_t linear)
 				break;
 			}
 		} else if (decode_insn(e, e->mode, bytes, have, &c->single_insn)) {
+			drop_crossing(e, x);
 			*x = (struct crossing){ .linear = linear, .mode = e->mode, .length = c->single_insn.length,
 				.insn = c->single_insn };
 			memcpy(x->bytes, bytes, x->length);
@@ -314,9 +334,30 @@ static const struct block *decode_single(struct engine *e, uint64_t linear)
 			engine_raise_error(e, EXC_GP, 0);
 		want = INSN_BYTES;
 	}
+	if (x->page[0] != pages[0] || x->page[1] != pages[1]) {
+		drop_crossing(e, x);
+		x->page[0] = pages[0];
+		x->page[1] = pages[1];
+	}
 	c->single.bytes = c->single_insn.length;
 	c->single.count = 1;
+	c->single_crossing = x;
 	return &c->single;
+}
+
+bool blocks_watch_crossing(struct engine *e, struct crossing *x)
+{
+	struct block_cache *c = e->blocks;
+	unsigned left = 4096 - (x->linear & 0xfff), last = (x->length - left - 1) / 64;
+
+	if (x->page[0] == ~0ull || x->page[1] == ~0ull || x->length <= left)
+		return false;
+	mark_code(e, x->page[0]);
+	mark_code(e, x->page[1]);
+	c->pages[x->page[0]].chunks |= 1ull << 63;
+	c->pages[x->page[1]].chunks |= ~0ull >> (63 - last);
+	return !memcmp(e->ram + (x->page[0] << 12) + 4096 - left, x->bytes, left) &&
+		!memcmp(e->ram + (x->page[1] << 12), x->bytes + left, x->length - left);
 }
 
 /* Outside of 64-bit mode: the part of a block that lies within CS's limit; #GP if not even one instruction does. */
@@ -331,6 +372,7 @@ static const struct block *limit_block(struct engine *e, const struct block *b, 
 		engine_raise_error(e, EXC_GP, 0);
 	c->single_insn = b->insns[0];
 	c->single.bytes = c->single_insn.length;
+	c->single_crossing = NULL;
 	return &c->single;
 }
 

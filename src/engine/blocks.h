@@ -37,6 +37,10 @@ struct crossing {
 	uint8_t mode, length; /* length 0: empty */
 	uint8_t bytes[15];
 	struct insn insn;
+	/* For the translator: the memfd pages it lies in, ~0 if one is not RAM; its code while the pages are watched. */
+	uint64_t page[2];
+	uint32_t tb[2]; /* by view: index + 1 */
+	uint16_t heat;
 };
 
 struct block_cache {
@@ -51,9 +55,12 @@ struct block_cache {
 	uint32_t news_seen; /* of vm_shared.code_head */
 	struct block single; /* an instruction that may not be cached */
 	struct insn single_insn;
+	struct crossing *single_crossing; /* whose instruction single_insn is; NULL: nobody's */
 };
 
 int blocks_create(struct engine *e);
+/* From now on writes to the bytes of the instruction drop its code. False: they have changed already. */
+bool blocks_watch_crossing(struct engine *e, struct crossing *x);
 void blocks_destroy(struct engine *e);
 /* The slow way: through the TLB and the hash, or decodes. Faults as an instruction fetch. */
 const struct block *blocks_lookup(struct engine *e, uint64_t linear);

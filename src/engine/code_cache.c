@@ -156,8 +156,9 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 }
 
 /* Jump cache entries may still lead to the code: it becomes a miss. */
-static void drop_tb(struct translator *t, uint32_t id)
+void translator_drop_code(struct engine *e, uint32_t id)
 {
+	struct translator *t = e->translator;
 	struct tb *tb = &t->tbs[id];
 	struct emit m = { t->write + tb->code, 0 };
 
@@ -172,13 +173,12 @@ static void drop_tb(struct translator *t, uint32_t id)
 
 void translator_drop_block(struct engine *e, const struct block *b)
 {
-	struct translator *t = e->translator;
 	struct block *block = &e->blocks->blocks[b - e->blocks->blocks];
 
 	for (unsigned view = 0; view < SHADOW_VIEWS; view++) {
 		if (!block->tb[view])
 			continue;
-		drop_tb(t, block->tb[view] - 1);
+		translator_drop_code(e, block->tb[view] - 1);
 		block->tb[view] = 0;
 	}
 }
@@ -189,9 +189,10 @@ void translator_reset(struct engine *e)
 	struct block_cache *c = e->blocks;
 
 	for (uint32_t n = 0; n < t->tb_used; n++) {
-		struct block *b = &c->blocks[t->tbs[n].block];
+		uint32_t index = t->tbs[n].block;
+		uint32_t *tb = index & TB_CROSSING ? c->crossings[index & ~TB_CROSSING].tb : c->blocks[index].tb;
 
-		b->tb[0] = b->tb[1] = 0;
+		tb[0] = tb[1] = 0;
 	}
 	t->code_used = (t->fixed + 63) & ~63u;
 	t->tb_used = t->map_used = 0;

@@ -169,11 +169,9 @@ static void emit_stubs(struct tx *x)
 
 /* --- the block --- */
 
-static bool decode_all(struct tx *x, const struct block *b)
+static bool decode_all(struct tx *x, const struct block *b, const uint8_t *bytes, int offset)
 {
 	ZydisDecoder decoder;
-	int offset = (int)(b->key >> 2 & 0xfff);
-	const uint8_t *bytes = x->e->ram + (b->key >> 2);
 
 	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
 	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, decode_is_amd(x->e));
@@ -267,7 +265,8 @@ static void emit_block(struct tx *x, const struct block *b)
 		int next = x->insn[x->count - 1].next;
 
 		x->n = x->count - 1;
-		if (next < 4096) {
+		/* Else what follows crosses the page: no branch can be patched to that. */
+		if (next < 4096 && (b->count == 32 || (b->insns[b->count - 1].flags & INSN_ENDS_BLOCK))) {
 			tx_branch(x, -1, next);
 		} else {
 			emit_load(&x->m, S1, mem_abs(&x->t->hot.code_base));
@@ -278,7 +277,8 @@ static void emit_block(struct tx *x, const struct block *b)
 	emit_stubs(x);
 }
 
-uint32_t translate_block(struct engine *e, struct block *b, unsigned view)
+static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view, const uint8_t *bytes,
+	int offset)
 {
 	struct translator *t = e->translator;
 	struct tx x;
@@ -300,9 +300,9 @@ uint32_t translate_block(struct engine *e, struct block *b, unsigned view)
 	x.m.p = x.start;
 	x.m.run = (uintptr_t)t->execute - (uintptr_t)t->write;
 	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){ .block = (uint32_t)(b - e->blocks->blocks), .code = t->code_used, .map = t->map_used,
+	*tb = (struct tb){ .block = index, .code = t->code_used, .map = t->map_used,
 		.first_site = t->site_used, .view = (uint8_t)x.view };
-	if (!decode_all(&x, b))
+	if (!decode_all(&x, b, bytes, offset))
 		return 0;
 	find_live_flags(&x);
 	emit_block(&x, b);
@@ -311,7 +311,7 @@ uint32_t translate_block(struct engine *e, struct block *b, unsigned view)
 		t->site_used = tb->first_site;
 		return 0;
 	}
-	/* What drop_tb() writes must fit. */
+	/* What translator_drop_code() writes must fit. */
 	while (x.m.p - x.start < TB_SIZE_MIN)
 		emit8(&x.m, 0x90);
 	tb->size = (uint32_t)(x.m.p - x.start);
@@ -321,4 +321,18 @@ uint32_t translate_block(struct engine *e, struct block *b, unsigned view)
 	t->tb_used++;
 	e->stats->blocks_translated++;
 	return t->tb_used;
+}
+
+uint32_t translate_block(struct engine *e, const struct block *b, unsigned view)
+{
+	uint64_t offset = b->key >> 2;
+
+	return translate(e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff));
+}
+
+uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view)
+{
+	struct block b = { .insns = &c->insn, .count = 1, .bytes = c->length };
+
+	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes, (int)(c->linear & 0xfff));
 }

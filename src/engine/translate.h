@@ -86,9 +86,11 @@ struct site {
 	uint32_t target;   /* tb, while chained */
 };
 
+#define TB_CROSSING 0x80000000u
+
 /* A translated block. */
 struct tb {
-	uint32_t block;	      /* index in block_cache */
+	uint32_t block;	      /* index in block_cache, or TB_CROSSING + that of a crossing */
 	uint32_t code, size;  /* in the cache */
 	uint32_t map, maps;   /* its part of the fault map */
 	uint32_t incoming;    /* site index + 1 */
@@ -144,6 +146,7 @@ void translator_destroy(struct engine *e);
 void translator_reset(struct engine *e);
 /* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
 void translator_drop_block(struct engine *e, const struct block *b);
+void translator_drop_code(struct engine *e, uint32_t tb);
 /* Jump cache entries must not be used: all, or those whose target lies in the page. */
 void translator_forget(struct engine *e, bool user, bool supervisor);
 void translator_forget_page(struct engine *e, uint64_t gva);
@@ -165,7 +168,9 @@ bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 
 /* --- translate.c --- */
 /* Translates a block for the current view; its tb index + 1, or 0 when not possible. */
-uint32_t translate_block(struct engine *e, struct block *b, unsigned view);
+uint32_t translate_block(struct engine *e, const struct block *b, unsigned view);
+/* The same for one instruction that crosses pages. */
+uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view);
 
 /* One instruction as the translator looks at it. */
 struct tx_insn {

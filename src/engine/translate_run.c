@@ -253,25 +253,36 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 	return m->poll;
 }
 
+static const struct insn *find_insn(const struct block *b, unsigned at)
+{
+	unsigned offset = b->key >> 2 & 0xfff;
+
+	for (unsigned n = 0; n < b->count; offset += b->insns[n++].length)
+		if (offset == at)
+			return &b->insns[n];
+	return NULL;
+}
+
 /* A slot that is not in use yet: its addresses are known from the instruction alone. RIP is the instruction's. */
-static void fill_operands(struct engine *e, const struct block *b, bool is_write)
+static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 {
 	struct cpu_state *c = e->cpu;
 	uint64_t rip = c->gpr[GPR_RIP];
-	unsigned offset = b->key >> 2 & 0xfff;
 
-	for (unsigned n = 0; n < b->count && offset <= (rip & 0xfff); offset += b->insns[n++].length) {
-		const struct insn *i = &b->insns[n];
-
-		if (offset != (rip & 0xfff))
-			continue;
-		if (i->flags & INSN_MEM) {
-			c->gpr[GPR_RIP] += i->length;
-			shadow_fill(e, insn_flat_linear(e, i), is_write);
-			c->gpr[GPR_RIP] = rip;
-		}
-		shadow_fill(e, c->gpr[GPR_RSP], is_write);
+	if (!i)
+		return;
+	if (i->flags & INSN_MEM) {
+		c->gpr[GPR_RIP] += i->length;
+		shadow_fill(e, insn_flat_linear(e, i), is_write);
+		c->gpr[GPR_RIP] = rip;
 	}
+	if (i->mnemonic >= ZYDIS_MNEMONIC_STOSB && i->mnemonic <= ZYDIS_MNEMONIC_STOSW)
+		shadow_fill(e, c->gpr[GPR_RDI], true);
+	if (i->mnemonic >= ZYDIS_MNEMONIC_MOVSB && i->mnemonic <= ZYDIS_MNEMONIC_MOVSW) {
+		shadow_fill(e, c->gpr[GPR_RDI], true);
+		shadow_fill(e, c->gpr[GPR_RSI], false);
+	}
+	shadow_fill(e, c->gpr[GPR_RSP], is_write);
 }
 
 /* True: the fault is repaired, go on at fault_pc. */
@@ -293,7 +304,12 @@ static bool repair(struct engine *e)
 	if (t->fault_signal == SIGSEGV) {
 		gva = shadow_gva(e, t->fault_hva);
 		if (gva == ~0ull) {
-			fill_operands(e, &e->blocks->blocks[t->tbs[tb].block], t->fault_write);
+			uint32_t index = t->tbs[tb].block;
+
+			if (index & TB_CROSSING)
+				fill_operands(e, &e->blocks->crossings[index & ~TB_CROSSING].insn, t->fault_write);
+			else
+				fill_operands(e, find_insn(&e->blocks->blocks[index], e->cpu->gpr[GPR_RIP] & 0xfff), t->fault_write);
 		} else if (shadow_fill(e, gva, t->fault_write)) {
 			e->stats->exits_fill++;
 			/* Scratch registers may hold deltas: good only if none has changed. */
@@ -384,16 +400,16 @@ static void chain(struct engine *e, const struct block *b, uint32_t tb)
 	uint32_t id = t->chain_from - 1;
 	const struct site *s = &t->sites[id];
 	const struct tb *from = &t->tbs[s->tb];
-	const struct block *source = &e->blocks->blocks[from->block];
+	const struct block *source = &e->blocks->blocks[from->block & ~TB_CROSSING];
 
-	if (source->key == BLOCK_DEAD || from->view != t->tbs[tb].view || source->tb[from->view] != s->tb + 1)
+	if ((from->block & TB_CROSSING) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view || source->tb[from->view] != s->tb + 1)
 		return;
 	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
 		return;
 	site_chain(t, id, tb);
 }
 
-static void remember_jump(struct engine *e, uint32_t tb, unsigned view)
+static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool crosses)
 {
 	struct translator *t = e->translator;
 	struct hot *h = &t->hot;
@@ -402,17 +418,21 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view)
 	unsigned hash = translator_page_hash(rip);
 
 	/* A supervisor's global translations outlive CR3. */
-	if (view == SHADOW_SUPERVISOR && !mmu_is_global_code(e, rip))
+	if (view == SHADOW_SUPERVISOR && (!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
 	h->tag[n] = -key;
 	h->code[n] = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
 	h->base[n] = rip & ~0xfffull;
 	h->host[n] = h->base[n] + e->deltas->delta[view][slot_of(rip)];
 	t->jump_pages[hash / 64] |= 1ull << (hash % 64);
+	if (crosses) {
+		hash = translator_page_hash(rip + 15);
+		t->jump_pages[hash / 64] |= 1ull << (hash % 64);
+	}
 }
 
 /* Interprets the block, noting the slots of its operands, and translates it. */
-static void profile(struct engine *e, struct block *b, unsigned view)
+static bool profile(struct engine *e, const struct block *b)
 {
 	struct translator *t = e->translator;
 	struct cpu_state *c = e->cpu;
@@ -436,11 +456,32 @@ static void profile(struct engine *e, struct block *b, unsigned view)
 	} while (i < end && !e->leave_block);
 	e->retired += (uint64_t)(i - b->insns);
 	e->run_first = NULL;
-	if (b->key == BLOCK_DEAD)
-		return;
-	b->tb[view] = translate_block(e, b, view);
-	if (!b->tb[view])
-		b->heat = 0;
+	return i == end;
+}
+
+/* The same as translator_step() for an instruction that crosses pages. */
+static enum translator_did step_crossing(struct engine *e, const struct block *b, unsigned view, bool jump_from)
+{
+	struct crossing *x = e->blocks->single_crossing;
+
+	if (!x || x->linear != e->cpu->gpr[GPR_RIP] || x->mode != MODE_64)
+		return DID_NOTHING;
+	if (!x->tb[view]) {
+		if (++x->heat < HEAT)
+			return DID_NOTHING;
+		x->heat = 0;
+		if (!blocks_watch_crossing(e, x))
+			return DID_NOTHING;
+		profile(e, b);
+		/* Once more: it may have changed itself. */
+		if (blocks_watch_crossing(e, x))
+			x->tb[view] = translate_crossing(e, x, view);
+		return DID_RUN;
+	}
+	if (jump_from)
+		remember_jump(e, x->tb[view] - 1, view, true);
+	run_code(e, x->tb[view] - 1, view);
+	return DID_RUN;
 }
 
 enum translator_did translator_step(struct engine *e, struct block *b)
@@ -457,9 +498,13 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		t->chain_from = 0;
 		return DID_LEAVE_ONE;
 	}
-	if (!e->flat || e->align_check || (e->cpu->rflags & FLAG_DF) || b->key == BLOCK_DEAD) {
+	if (!e->flat || e->align_check || (e->cpu->rflags & FLAG_DF)) {
 		t->chain_from = 0;
 		return DID_NOTHING;
+	}
+	if (b->key == BLOCK_DEAD) {
+		t->chain_from = 0;
+		return step_crossing(e, b, view, jump_from);
 	}
 	tb = b->tb[view];
 	if (!tb) {
@@ -469,14 +514,19 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		if (++b->heat < HEAT)
 			return DID_NOTHING;
 		b->heat = HEAT - 1;
-		profile(e, b, view);
+		profile(e, b);
+		if (b->key == BLOCK_DEAD)
+			return DID_RUN;
+		b->tb[view] = translate_block(e, b, view);
+		if (!b->tb[view])
+			b->heat = 0;
 		return DID_RUN;
 	}
 	if (chain_from)
 		chain(e, b, tb - 1);
 	t->chain_from = 0;
 	if (jump_from)
-		remember_jump(e, tb - 1, view);
+		remember_jump(e, tb - 1, view, false);
 	run_code(e, tb - 1, view);
 	return DID_RUN;
 }
