@@ -101,7 +101,7 @@ static void table(FILE *file, const struct bench_result *r, enum bench_group gro
 	fprintf(file,
 		"<div class=\"scroll\"><table>\n<caption>Medians%s; ± is half the distance between the "
 		"quartiles.</caption>\n"
-		"<thead><tr><th>work</th><th class=\"t\">one iteration is</th>",
+		"<thead><tr><th>work</th><th class=\"t what\">one iteration is</th>",
 		group == BENCH_NANO ? " in cycles" : "");
 	for (unsigned c = 0; c < r->column_count; c++)
 		if (bench_cell_shown(r, group, c)) {
@@ -115,7 +115,7 @@ static void table(FILE *file, const struct bench_result *r, enum bench_group gro
 			continue;
 		fprintf(file, "<tr><td>");
 		html_text(file, r->works[w].id);
-		fprintf(file, "%s</td><td class=\"t\">", in_paper(r->works[w].id) ? "&nbsp;†" : "");
+		fprintf(file, "%s</td><td class=\"t what\">", in_paper(r->works[w].id) ? "&nbsp;†" : "");
 		html_text(file, r->works[w].text);
 		for (unsigned c = 0; r->works[w].unit == BENCH_SECONDS && c < r->column_count; c++)
 			if (r->cells[w][c].count && r->cells[w][c].samples[0].n > 1) {

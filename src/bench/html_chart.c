@@ -26,6 +26,18 @@ void html_text(FILE *file, const char *text)
 	}
 }
 
+/* A column keeps its colour from page to page, whichever others there are. */
+static unsigned colour_of(const struct bench_result *r, unsigned column)
+{
+	static const char *const ids[] = {"native", "interp", "translate", "translate-trace", "translate-unsync",
+		"translate-vtlb", "kvm", "tcg", "qemu-kvm"};
+
+	for (unsigned i = 0; i < sizeof(ids) / sizeof(ids[0]); i++)
+		if (!strcmp(r->columns[column].id, ids[i]))
+			return i;
+	return column % 9;
+}
+
 /* A logarithmic axis from low to high. */
 struct axis {
 	double low, high;
@@ -118,7 +130,7 @@ static bool in_chart(const struct bench_result *r, enum bench_group group, unsig
 }
 
 static void ratio_bar(
-	FILE *file, const struct axis *axis, const struct bench_interval *ratio, unsigned column, unsigned y)
+	FILE *file, const struct axis *axis, const struct bench_interval *ratio, unsigned colour, unsigned y)
 {
 	double one = place(axis, 1), at = place(axis, ratio->value), low = place(axis, ratio->low),
 	       high = place(axis, ratio->high);
@@ -128,7 +140,7 @@ static void ratio_bar(
 	fprintf(file,
 		"<rect x=\"%.2f%%\" y=\"%u\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" "
 		"style=\"fill:var(--k%u)\"/>",
-		fmin(one, at), y, fmax(fabs(at - one), 0.25), BAR, column % 9);
+		fmin(one, at), y, fmax(fabs(at - one), 0.25), BAR, colour);
 	fprintf(file, "<line class=\"whisker\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"%.1f\" y2=\"%.1f\"/>", low,
 		high, y + BAR / 2.0, y + BAR / 2.0);
 	fprintf(file, "<text x=\"%.2f%%\" dx=\"5\" y=\"%u\">×%s</text>", fmax(fmax(high, at), one),
@@ -162,7 +174,7 @@ static void work_row(FILE *file, const struct bench_result *r, unsigned w, int b
 			fprintf(file, "<text class=\"bad\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">failed</text>",
 				place(axis, 1), y + BAR - 1);
 		else if (ratio.value > 0)
-			ratio_bar(file, axis, &ratio, c, y);
+			ratio_bar(file, axis, &ratio, colour_of(r, c), y);
 		else
 			fprintf(file,
 				"<text class=\"soft\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">no ratio: one of the "
@@ -179,7 +191,7 @@ static void legend(FILE *file, const struct bench_result *r, enum bench_group gr
 	for (unsigned c = 0; c < r->column_count; c++) {
 		if (!in_chart(r, group, c, base))
 			continue;
-		fprintf(file, "<li><i style=\"background:var(--k%u)\"></i>", c % 9);
+		fprintf(file, "<li><i style=\"background:var(--k%u)\"></i>", colour_of(r, c));
 		html_text(file, r->columns[c].label);
 		fprintf(file, "</li>");
 	}
@@ -237,7 +249,7 @@ static int by_value(const void *a, const void *b)
 #define PROFILE_ROWS 12
 
 /* The largest counters of one kind ("exits.", "engine."), and the sentence about them. */
-static void profile_kind(FILE *file, const struct bench_profile *profile, unsigned column, const char *kind,
+static void profile_kind(FILE *file, const struct bench_profile *profile, unsigned colour, const char *kind,
 	const char *title)
 {
 	struct bench_counter sorted[BENCH_COUNTER_MAX];
@@ -268,7 +280,7 @@ static void profile_kind(FILE *file, const struct bench_profile *profile, unsign
 			"<rect x=\"0\" y=\"3\" width=\"%.2f%%\" height=\"%u\" rx=\"1.5\" "
 			"style=\"fill:var(--k%u)\"/>"
 			"<text x=\"%.2f%%\" dx=\"5\" y=\"13\">%llu</text></svg></div>\n",
-			fmax(0.25, place(&axis, (double)sorted[i].value)), BAR, column % 9,
+			fmax(0.25, place(&axis, (double)sorted[i].value)), BAR, colour,
 			place(&axis, (double)sorted[i].value), (unsigned long long)sorted[i].value);
 	}
 	axis_row(file, &axis, "");
@@ -296,8 +308,8 @@ bool html_profiles(FILE *file, const struct bench_result *r)
 			html_text(file, r->columns[c].label);
 			fprintf(file, ", %s (%u launch%s)</h3>\n", work[part], profile->launches,
 				profile->launches == 1 ? "" : "es");
-			profile_kind(file, profile, c, "exits.", "Exits to the VMM");
-			profile_kind(file, profile, c, "engine.", "Events inside the engine");
+			profile_kind(file, profile, colour_of(r, c), "exits.", "Exits to the VMM");
+			profile_kind(file, profile, colour_of(r, c), "engine.", "Events inside the engine");
 		}
 	return any;
 }

@@ -35,9 +35,9 @@ const char html_style[] =
 	"code{font-family:ui-monospace,'DejaVu Sans Mono',monospace;font-size:.82rem;overflow-wrap:anywhere}\n"
 	"details{margin:.6rem 0}summary{cursor:pointer;color:var(--k1)}li{margin:.2rem 0}\n"
 	"@media (max-width:640px){body{padding:1rem .8rem 3rem;font-size:15px}h1{font-size:1.4rem}"
-	".row{grid-template-columns:1fr;padding:.25rem 0 .1rem}.row .lab{text-align:left;font-weight:600}.row.axis .lab{display:none}}\n"
+	".row{grid-template-columns:1fr;padding:.25rem 0 .1rem}.row .lab{text-align:left;font-weight:600}.row.axis .lab{display:none}.what{display:none}th{white-space:normal}td,th{padding:.25rem .35rem}}\n"
 	"@media print{:root{--ink:#000;--soft:#444;--line:#bbb;--back:#fff;--panel:#f3f3f3;--bad:#a00;--k0:#5f6b7a;--k1:#0072b2;"
-	"--k2:#009e73;--k4:#117733;--k7:#d55e00}body{max-width:none;padding:0;font-size:10pt;"
+	"--k2:#009e73;--k4:#117733;--k7:#d55e00}body{max-width:none;padding:0 2px;font-size:10pt;"
 	"-webkit-print-color-adjust:exact;print-color-adjust:exact}h2{margin-top:1.4rem}h2,h3{break-after:avoid}"
 	".row,tr,.finding,.facts{break-inside:avoid}.scroll{overflow:visible}table{font-size:7.5pt}th,td{padding:.12rem .3rem;white-space:normal}"
 	".row{grid-template-columns:7rem 1fr}details{display:none}@page{margin:14mm}}\n";
