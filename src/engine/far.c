@@ -339,13 +339,14 @@ static void set_flags(struct engine *e, uint64_t image, unsigned size, unsigned 
 	e->cpu->rflags = (e->cpu->rflags & ~mask) | (image & mask) | FLAG_FIXED;
 }
 
+/* The mode is up to date already. An interrupt that waited for IF alone has left attention set. */
 static void iret_done(struct engine *e)
 {
 	if (!e->cpu->nmi_blocked)
 		return;
 	e->cpu->nmi_blocked = 0;
 	e->attention = true;
-	engine_update_mode(e);
+	e->leave_block = true;
 }
 
 static void iret_real(struct engine *e, unsigned size)
@@ -367,6 +368,7 @@ static void iret_real(struct engine *e, unsigned size)
 	if (v86)
 		image = (image & ~FLAG_IOPL) | FLAG_IOPL;
 	set_flags(e, image, size, 0);
+	engine_update_mode(e);
 	iret_done(e);
 }
 
@@ -383,6 +385,7 @@ static void iret_to_v86(struct engine *e, uint64_t rip, uint16_t selector, uint6
 		segment_set_paragraph(e, order[n], (uint16_t)words[n + 1]);
 	e->cpu->gpr[GPR_RSP] = (uint32_t)words[0];
 	e->cpu->gpr[GPR_RIP] = rip & 0xffff;
+	engine_update_mode(e);
 	iret_done(e);
 }
 
