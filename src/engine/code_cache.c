@@ -60,6 +60,7 @@ int translator_create(struct engine *e)
 	error = take_code(t);
 	if (error)
 		return error;
+	t->heat = HEAT;
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.high_mask = ~0ull << 39;
 	translator_set_masks(t);

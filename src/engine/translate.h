@@ -33,6 +33,7 @@
 #define MAP_MAX (1u << 21)
 #define JUMPS 65536u
 #define TB_SIZE_MIN 16		/* host bytes of one block at least */
+#define HEAT 16
 #define DRIFT_MAX (1 << 30)	/* bytes that a base register may be stepped while its delta is held */
 #define BLOCK_CODE_MAX 16384u /* host bytes of one block at most */
 
@@ -116,6 +117,7 @@ struct translator {
 	uint8_t *poll;	      /* hva of the page that polls read; what follows it faults */
 	uint32_t enter, leave, leave_fault, gate_open, gate_closed, lost; /* offsets of the fixed code */
 	uint32_t fixed;	      /* end of it */
+	unsigned heat;	      /* interpretations before a block is translated, HEAT; tests set 1 */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */

@@ -62,6 +62,33 @@ static bool is_nothing(ZydisMnemonic mnemonic)
 	}
 }
 
+/* Processors leave the flags that are undefined after these as they were. */
+static bool keeps_undefined_flags(ZydisMnemonic mnemonic)
+{
+	switch (mnemonic) {
+	case ZYDIS_MNEMONIC_MUL: case ZYDIS_MNEMONIC_IMUL: case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV:
+	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_BSF: case ZYDIS_MNEMONIC_BSR: case ZYDIS_MNEMONIC_TZCNT: case ZYDIS_MNEMONIC_LZCNT:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Saves the flags somewhere, or leaves for code that looks at them. */
+static bool shows_flags(const ZydisDecodedInstruction *z)
+{
+	switch (z->meta.category) {
+	case ZYDIS_CATEGORY_INTERRUPT:
+	case ZYDIS_CATEGORY_SYSCALL:
+	case ZYDIS_CATEGORY_SYSRET:
+	case ZYDIS_CATEGORY_SYSTEM:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* The status flags that an instruction surely writes: not those of a shift whose count may be 0. */
 static uint32_t surely_written(const struct decoded *d, uint32_t written)
 {
@@ -120,7 +147,10 @@ void tx_examine(struct tx *x, struct tx_insn *i)
 	if (!f)
 		return;
 	i->flags_read = f->tested & FLAGS_STATUS;
-	i->flags_written = surely_written(d, (f->modified | f->set_0 | f->set_1 | f->undefined) & FLAGS_STATUS);
+	i->flags_written = surely_written(d, (f->modified | f->set_0 | f->set_1 |
+		(keeps_undefined_flags(d->insn.mnemonic) ? 0 : f->undefined)) & FLAGS_STATUS);
+	if (shows_flags(&d->insn))
+		i->flags_read = (uint32_t)FLAGS_STATUS;
 }
 
 /* --- pieces --- */

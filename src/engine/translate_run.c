@@ -14,7 +14,6 @@
 #include "engine/operand.h"
 #include "engine/translate.h"
 
-#define HEAT 16		/* interpretations before a block is translated */
 #define FP_WARM 64
 #define XSAVE_BV_OFFSET 512
 #define XSTATE_VECTOR 6u /* SSE, AVX */
@@ -286,7 +285,7 @@ static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 }
 
 /* True: the fault is repaired, go on at fault_pc. */
-static bool repair(struct engine *e)
+static bool repair(struct engine *e, unsigned view)
 {
 	struct translator *t = e->translator;
 	uint64_t gva, changes = e->deltas->changes;
@@ -310,7 +309,8 @@ static bool repair(struct engine *e)
 				fill_operands(e, &e->blocks->crossings[index & ~TB_CROSSING].insn, t->fault_write);
 			else
 				fill_operands(e, find_insn(&e->blocks->blocks[index], e->cpu->gpr[GPR_RIP] & 0xfff), t->fault_write);
-		} else if (shadow_fill(e, gva, t->fault_write)) {
+		} else if (gva + e->deltas->delta[view][slot_of(gva)] == t->fault_hva && shadow_fill(e, gva, t->fault_write)) {
+			/* Not in a guard: what has left its slot by a displacement or lies across its end is interpreted. */
 			e->stats->exits_fill++;
 			/* Scratch registers may hold deltas: good only if none has changed. */
 			if (changes == e->deltas->changes && !string)
@@ -381,7 +381,7 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 		set_vector(e, vector);
 		enter(e, pc);
 		if (t->faulted) {
-			again = repair(e);
+			again = repair(e, view);
 			pc = t->fault_pc;
 		} else {
 			again = leave_code(e, &pc);
@@ -467,7 +467,7 @@ static enum translator_did step_crossing(struct engine *e, const struct block *b
 	if (!x || x->linear != e->cpu->gpr[GPR_RIP] || x->mode != MODE_64)
 		return DID_NOTHING;
 	if (!x->tb[view]) {
-		if (++x->heat < HEAT)
+		if (++x->heat < t->heat)
 			return DID_NOTHING;
 		x->heat = 0;
 		if (!blocks_watch_crossing(e, x))
@@ -511,9 +511,9 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		t->chain_from = 0;
 		if (b->heat == BLOCK_HEAT_NEVER)
 			return DID_LEAVE_ONE;
-		if (++b->heat < HEAT)
+		if (++b->heat < t->heat)
 			return DID_NOTHING;
-		b->heat = HEAT - 1;
+		b->heat = (uint16_t)(t->heat - 1);
 		profile(e, b);
 		if (b->key == BLOCK_DEAD)
 			return DID_RUN;

@@ -23,6 +23,7 @@
 #include <Zydis/Zydis.h>
 
 #include "engine/engine_state.h"
+#include "random_insn.h"
 #include "vmm/error.h"
 
 #define DATA 0x10000000ull
@@ -60,12 +61,9 @@ struct test {
 	uint8_t data[DATA_SIZE];
 };
 
-enum class { CLASS_ALL, CLASS_INTEGER, CLASS_VECTOR, CLASS_X87 };
-
 /* One run of the program; the signal handlers reach it through `current`. */
 struct tester {
-	uint64_t random[2];
-	enum class class;
+	struct insn_source source;
 	struct vcpu_block *block;
 	struct vm_shared *shared;
 	struct engine *engine;
@@ -81,21 +79,6 @@ struct tester {
 };
 
 static struct tester *current;
-
-static uint64_t next_random(struct tester *t)
-{
-	uint64_t a = t->random[0], b = t->random[1];
-
-	t->random[0] = b;
-	a ^= a << 23;
-	t->random[1] = a ^ b ^ (a >> 17) ^ (b >> 26);
-	return t->random[1] + b;
-}
-
-static unsigned pick(struct tester *t, unsigned n)
-{
-	return (unsigned)(next_random(t) >> 11) % n;
-}
 
 /* --- the host's run --- */
 
@@ -310,181 +293,6 @@ static void run_guest(struct tester *t)
 
 /* --- making tests --- */
 
-static bool set_allowed(ZydisISASet set)
-{
-	switch (set) {
-	case ZYDIS_ISA_SET_I86:
-	case ZYDIS_ISA_SET_I186:
-	case ZYDIS_ISA_SET_I386:
-	case ZYDIS_ISA_SET_I486:
-	case ZYDIS_ISA_SET_I486REAL:
-	case ZYDIS_ISA_SET_PENTIUMREAL:
-	case ZYDIS_ISA_SET_PPRO:
-	case ZYDIS_ISA_SET_CMOV:
-	case ZYDIS_ISA_SET_FCMOV:
-	case ZYDIS_ISA_SET_CMPXCHG16B:
-	case ZYDIS_ISA_SET_LONGMODE:
-	case ZYDIS_ISA_SET_LAHF:
-	case ZYDIS_ISA_SET_FAT_NOP:
-	case ZYDIS_ISA_SET_MOVBE:
-	case ZYDIS_ISA_SET_POPCNT:
-	case ZYDIS_ISA_SET_LZCNT:
-	case ZYDIS_ISA_SET_BMI1:
-	case ZYDIS_ISA_SET_BMI2:
-	case ZYDIS_ISA_SET_ADOX_ADCX:
-	case ZYDIS_ISA_SET_X87:
-	case ZYDIS_ISA_SET_PENTIUMMMX:
-	case ZYDIS_ISA_SET_SSE:
-	case ZYDIS_ISA_SET_SSE2:
-	case ZYDIS_ISA_SET_SSE2MMX:
-	case ZYDIS_ISA_SET_SSE3:
-	case ZYDIS_ISA_SET_SSE3X87:
-	case ZYDIS_ISA_SET_SSSE3:
-	case ZYDIS_ISA_SET_SSSE3MMX:
-	case ZYDIS_ISA_SET_SSE4:
-	case ZYDIS_ISA_SET_SSE42:
-	case ZYDIS_ISA_SET_SSEMXCSR:
-	case ZYDIS_ISA_SET_AES:
-	case ZYDIS_ISA_SET_PCLMULQDQ:
-	case ZYDIS_ISA_SET_SHA:
-	case ZYDIS_ISA_SET_AVX:
-	case ZYDIS_ISA_SET_AVXAES:
-	case ZYDIS_ISA_SET_AVX2:
-	case ZYDIS_ISA_SET_AVX2GATHER:
-	case ZYDIS_ISA_SET_FMA:
-	case ZYDIS_ISA_SET_F16C:
-		return true;
-	default:
-		return false;
-	}
-}
-
-static bool is_vector_set(ZydisISASet set)
-{
-	return (set >= ZYDIS_ISA_SET_SSE && set <= ZYDIS_ISA_SET_SSSE3MMX) || set == ZYDIS_ISA_SET_AVX ||
-		set == ZYDIS_ISA_SET_AVX2 || set == ZYDIS_ISA_SET_AVX2GATHER || set == ZYDIS_ISA_SET_FMA ||
-		set == ZYDIS_ISA_SET_PENTIUMMMX || set == ZYDIS_ISA_SET_AES || set == ZYDIS_ISA_SET_SHA ||
-		set == ZYDIS_ISA_SET_F16C || set == ZYDIS_ISA_SET_AVXAES || set == ZYDIS_ISA_SET_PCLMULQDQ;
-}
-
-/* Control flow, the system's business, and what differs between two runs by nature. */
-static bool category_allowed(const ZydisDecodedInstruction *z)
-{
-	if (z->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
-		return false;
-	switch (z->meta.category) {
-	case ZYDIS_CATEGORY_CALL:
-	case ZYDIS_CATEGORY_RET:
-	case ZYDIS_CATEGORY_COND_BR:
-	case ZYDIS_CATEGORY_UNCOND_BR:
-	case ZYDIS_CATEGORY_INTERRUPT:
-	case ZYDIS_CATEGORY_SYSCALL:
-	case ZYDIS_CATEGORY_SYSRET:
-	case ZYDIS_CATEGORY_SYSTEM:
-	case ZYDIS_CATEGORY_IO:
-	case ZYDIS_CATEGORY_IOSTRINGOP:
-	case ZYDIS_CATEGORY_SEGOP:
-	case ZYDIS_CATEGORY_XSAVE:
-	case ZYDIS_CATEGORY_XSAVEOPT:
-		return false;
-	default:
-		break;
-	}
-	switch (z->mnemonic) {
-	case ZYDIS_MNEMONIC_POPF:
-	case ZYDIS_MNEMONIC_POPFD:
-	case ZYDIS_MNEMONIC_POPFQ:
-	case ZYDIS_MNEMONIC_HLT:
-	case ZYDIS_MNEMONIC_CLI:
-	case ZYDIS_MNEMONIC_STI:
-	case ZYDIS_MNEMONIC_CPUID:
-	case ZYDIS_MNEMONIC_RDTSC:
-	case ZYDIS_MNEMONIC_SGDT:
-	case ZYDIS_MNEMONIC_SIDT:
-	case ZYDIS_MNEMONIC_FNSTENV: /* the pointers are the host's */
-	case ZYDIS_MNEMONIC_FNSAVE:
-	case ZYDIS_MNEMONIC_FXSAVE:
-	case ZYDIS_MNEMONIC_FXSAVE64:
-		return false;
-	default:
-		return true;
-	}
-}
-
-static bool class_allows(const struct tester *t, ZydisISASet set)
-{
-	switch (t->class) {
-	case CLASS_INTEGER:
-		return !is_vector_set(set) && set != ZYDIS_ISA_SET_X87;
-	case CLASS_VECTOR:
-		return is_vector_set(set);
-	case CLASS_X87:
-		return set == ZYDIS_ISA_SET_X87 || set == ZYDIS_ISA_SET_FCMOV || set == ZYDIS_ISA_SET_SSE3X87;
-	default:
-		return true;
-	}
-}
-
-static bool insn_allowed(const struct tester *t, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
-{
-	ZydisISASet set = (ZydisISASet)z->meta.isa_set;
-
-	if (!set_allowed(set) || !category_allowed(z) || !class_allows(t, set))
-		return false;
-	for (unsigned k = 0; k < z->operand_count; k++) {
-		ZydisRegisterClass class = ZYDIS_REGCLASS_INVALID;
-
-		if (ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER)
-			class = ZydisRegisterGetClass(ops[k].reg.value);
-		if (class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL || class == ZYDIS_REGCLASS_DEBUG)
-			if (ops[k].reg.value != ZYDIS_REGISTER_CR0)
-				return false;
-		if (ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY &&
-			(ops[k].mem.segment == ZYDIS_REGISTER_FS || ops[k].mem.segment == ZYDIS_REGISTER_GS))
-			return false;
-	}
-	return true;
-}
-
-static unsigned random_bytes(struct tester *t, uint8_t *b)
-{
-	unsigned n = 0, map = pick(t, 100);
-	bool x87 = t->class == CLASS_X87 || (t->class == CLASS_ALL && pick(t, 100) < 8);
-
-	for (unsigned k = 0; k < 24; k++)
-		b[k] = (uint8_t)next_random(t);
-	if (t->class == CLASS_VECTOR && map < 38)
-		map = 38 + pick(t, 62);
-	if (t->class == CLASS_INTEGER && map >= 85)
-		map = pick(t, 85);
-	if (map < 85) {
-		if (pick(t, 100) < 5)
-			b[n++] = 0xf0;
-		if (pick(t, 100) < 3)
-			b[n++] = 0x67;
-		if (pick(t, 100) < 25)
-			b[n++] = 0x66;
-		if (pick(t, 100) < 20)
-			b[n++] = 0xf2 + (uint8_t)pick(t, 2);
-		if (pick(t, 100) < 55)
-			b[n++] = 0x40 | (uint8_t)pick(t, 16);
-	}
-	if (x87) {
-		b[n++] = 0xd8 + (uint8_t)pick(t, 8);
-	} else if (map >= 85) {
-		b[n++] = 0xc4 + (uint8_t)pick(t, 2);
-		if (b[0] == 0xc4)
-			b[n] = (b[n] & 0xe0) | (uint8_t)(1 + pick(t, 3));
-	} else if (map >= 38) {
-		b[n++] = 0x0f;
-		if (map >= 80)
-			b[n++] = 0x3a;
-		else if (map >= 70)
-			b[n++] = 0x38;
-	}
-	return n;
-}
-
 static int gpr_id(ZydisRegister reg)
 {
 	ZydisRegisterClass class = ZydisRegisterGetClass(reg);
@@ -500,19 +308,19 @@ static int gpr_id(ZydisRegister reg)
 static void aim_memory(struct tester *t, uint8_t *bytes, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op,
 	uint64_t end)
 {
-	uint64_t target = DATA + 0x800 + pick(t, DATA_SIZE - 0x1000);
+	uint64_t target = DATA + 0x800 + pick(&t->source, DATA_SIZE - 0x1000);
 	int base = gpr_id(op->mem.base), index = gpr_id(op->mem.index);
 	uint64_t sum = (uint64_t)op->mem.disp.value;
 
-	if (!pick(t, 12))
-		target = DATA + 0x1000 * (uint64_t)(1 + pick(t, 3)) - 1 - pick(t, 40); /* across pages */
-	else if (!pick(t, 24))
-		target = pick(t, 2) ? DATA + DATA_SIZE - 1 - pick(t, 40) : DATA - pick(t, 40); /* or into nothing */
-	else if (pick(t, 4))
+	if (!pick(&t->source, 12))
+		target = DATA + 0x1000 * (uint64_t)(1 + pick(&t->source, 3)) - 1 - pick(&t->source, 40); /* across pages */
+	else if (!pick(&t->source, 24))
+		target = pick(&t->source, 2) ? DATA + DATA_SIZE - 1 - pick(&t->source, 40) : DATA - pick(&t->source, 40); /* or into nothing */
+	else if (pick(&t->source, 4))
 		target &= ~31ull;
 	if (index >= 0 && index != base) {
 		if (index != GPR_RSP && z->meta.category != ZYDIS_CATEGORY_AVX2GATHER)
-			t->test.gpr[index] = pick(t, 64);
+			t->test.gpr[index] = pick(&t->source, 64);
 		sum += t->test.gpr[index] * op->mem.scale;
 	}
 	if (base >= 0 && base != index) {
@@ -534,7 +342,7 @@ static void random_fp(struct tester *t)
 	uint32_t mxcsr = 0x1f80;
 
 	for (unsigned k = 0; k < 832; k += 8) {
-		uint64_t v = next_random(t);
+		uint64_t v = next_random(&t->source);
 
 		memcpy(x + k, &v, 8);
 	}
@@ -543,33 +351,33 @@ static void random_fp(struct tester *t)
 	memset(x + 512, 0, 64);
 	memcpy(x + XSAVE_BV, &bv, 8);
 	x[0] = 0x7f;
-	x[1] = pick(t, 2) ? 3 : (uint8_t)pick(t, 16);
-	if (pick(t, 10) == 0)
-		x[0] &= (uint8_t)(0xc0 | next_random(t));
-	x[4] = pick(t, 3) ? 0xff : (uint8_t)next_random(t);
-	x[3] = (uint8_t)(pick(t, 8) << 3);
-	if (pick(t, 3) == 0)
-		mxcsr = 0x1f80 | (uint32_t)(pick(t, 4) << 13) | (pick(t, 4) == 0 ? 0x8040 : 0);
-	if (pick(t, 10) == 0)
-		mxcsr &= ~(uint32_t)(pick(t, 64) << 7);
+	x[1] = pick(&t->source, 2) ? 3 : (uint8_t)pick(&t->source, 16);
+	if (pick(&t->source, 10) == 0)
+		x[0] &= (uint8_t)(0xc0 | next_random(&t->source));
+	x[4] = pick(&t->source, 3) ? 0xff : (uint8_t)next_random(&t->source);
+	x[3] = (uint8_t)(pick(&t->source, 8) << 3);
+	if (pick(&t->source, 3) == 0)
+		mxcsr = 0x1f80 | (uint32_t)(pick(&t->source, 4) << 13) | (pick(&t->source, 4) == 0 ? 0x8040 : 0);
+	if (pick(&t->source, 10) == 0)
+		mxcsr &= ~(uint32_t)(pick(&t->source, 64) << 7);
 	memcpy(x + 24, &mxcsr, 4);
 	/* Half of the numbers are reasonable ones. */
 	for (unsigned r = 0; r < 8; r++) {
 		memset(x + 32 + 16 * r + 10, 0, 6);
-		if (pick(t, 2)) {
-			double v = (double)(int64_t)next_random(t) / (double)(1ull << pick(t, 63));
+		if (pick(&t->source, 2)) {
+			double v = (double)(int64_t)next_random(&t->source) / (double)(1ull << pick(&t->source, 63));
 			long double wide = v;
 
 			memcpy(x + 32 + 16 * r, &wide, 10);
 		}
 	}
 	for (unsigned r = 0; r < 16; r++) {
-		double v[2] = { (double)(int32_t)next_random(t) / 16, (double)pick(t, 1000) };
+		double v[2] = { (double)(int32_t)next_random(&t->source) / 16, (double)pick(&t->source, 1000) };
 		float f[4] = { (float)v[0], (float)v[1], 1.5f, -2.0f };
 
-		if (pick(t, 3) == 0)
+		if (pick(&t->source, 3) == 0)
 			memcpy(x + 160 + 16 * r, v, 16);
-		else if (pick(t, 3) == 0)
+		else if (pick(&t->source, 3) == 0)
 			memcpy(x + 160 + 16 * r, f, 16);
 	}
 }
@@ -577,25 +385,25 @@ static void random_fp(struct tester *t)
 static void random_registers(struct tester *t)
 {
 	for (unsigned n = 0; n < 16; n++) {
-		switch (pick(t, 4)) {
+		switch (pick(&t->source, 4)) {
 		case 0:
-			t->test.gpr[n] = next_random(t);
+			t->test.gpr[n] = next_random(&t->source);
 			break;
 		case 1:
-			t->test.gpr[n] = next_random(t) >> pick(t, 64);
+			t->test.gpr[n] = next_random(&t->source) >> pick(&t->source, 64);
 			break;
 		case 2:
-			t->test.gpr[n] = (uint64_t)(int64_t)((int)pick(t, 512) - 256);
+			t->test.gpr[n] = (uint64_t)(int64_t)((int)pick(&t->source, 512) - 256);
 			break;
 		default:
-			t->test.gpr[n] = DATA + DATA_SIZE / 2 + pick(t, 256) * 8;
+			t->test.gpr[n] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
 		}
 	}
-	t->test.gpr[GPR_RSP] = DATA + DATA_SIZE / 2 + pick(t, 64) * 8;
-	t->test.gpr[GPR_RSI] = DATA + DATA_SIZE / 2 + pick(t, 256) * 8;
-	t->test.gpr[GPR_RDI] = DATA + DATA_SIZE / 2 + pick(t, 256) * 8;
-	t->test.gpr[GPR_RBP] = DATA + DATA_SIZE / 2 + pick(t, 256) * 8;
-	t->test.rflags = (next_random(t) & (FLAGS_STATUS | FLAG_DF)) | FLAG_FIXED | FLAG_IF;
+	t->test.gpr[GPR_RSP] = DATA + DATA_SIZE / 2 + pick(&t->source, 64) * 8;
+	t->test.gpr[GPR_RSI] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
+	t->test.gpr[GPR_RDI] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
+	t->test.gpr[GPR_RBP] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
+	t->test.rflags = (next_random(&t->source) & (FLAGS_STATUS | FLAG_DF)) | FLAG_FIXED | FLAG_IF;
 }
 
 static bool append_insn(struct tester *t, const ZydisDecoder *decoder)
@@ -604,22 +412,22 @@ static bool append_insn(struct tester *t, const ZydisDecoder *decoder)
 	ZydisDecodedInstruction z;
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
 
-	random_bytes(t, b);
+	random_bytes(&t->source, b);
 	/* Addresses without a register are of no use unless their displacement can be set. */
-	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, b, 15, &z, ops)) || !insn_allowed(t, &z, ops))
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, b, 15, &z, ops)) || !insn_allowed(&t->source, &z, ops))
 		return false;
 	for (unsigned k = 0; k < z.operand_count; k++) {
 		bool hidden = ops[k].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
 
-		if (ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY && !hidden && pick(t, 50))
+		if (ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY && !hidden && pick(&t->source, 50))
 			aim_memory(t, b, &z, &ops[k], t->test.rip + t->test.length + z.length);
 		/* A register that counts: repeats stay short, bit offsets near. */
 		if (z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
-			t->test.gpr[GPR_RCX] = pick(t, 40);
+			t->test.gpr[GPR_RCX] = pick(&t->source, 40);
 		if (z.meta.category == ZYDIS_CATEGORY_BITBYTE && k == 1 && ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
 			ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && gpr_id(ops[1].reg.value) >= 0 &&
 			gpr_id(ops[1].reg.value) != gpr_id(ops[0].mem.base))
-			t->test.gpr[gpr_id(ops[1].reg.value)] = (uint64_t)(int64_t)((int)pick(t, 8192) - 4096);
+			t->test.gpr[gpr_id(ops[1].reg.value)] = (uint64_t)(int64_t)((int)pick(&t->source, 8192) - 4096);
 	}
 	if (z.mnemonic == ZYDIS_MNEMONIC_FLDENV || z.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
 		t->test.loose_cr2 = true;
@@ -643,7 +451,7 @@ static void make_test(struct tester *t, const ZydisDecoder *decoder, unsigned le
 	random_registers(t);
 	random_fp(t);
 	for (unsigned k = 0; k < DATA_SIZE; k += 8) {
-		uint64_t v = next_random(t);
+		uint64_t v = next_random(&t->source);
 
 		memcpy(t->test.data + k, &v, 8);
 	}
@@ -770,7 +578,7 @@ static void catch_signals(void)
 	sigaction(SIGUSR1, &action, NULL);
 }
 
-static enum class parse_class(const char *name)
+static enum insn_class parse_class(const char *name)
 {
 	return !strcmp(name, "integer") ? CLASS_INTEGER : !strcmp(name, "vector") ? CLASS_VECTOR :
 		!strcmp(name, "x87") ? CLASS_X87 : CLASS_ALL;
@@ -794,7 +602,7 @@ int main(int argc, char **argv)
 		else if (c == 'l')
 			length = (unsigned)atoi(optarg) > MAX_LENGTH ? MAX_LENGTH : (unsigned)atoi(optarg);
 		else if (c == 'k')
-			t->class = parse_class(optarg);
+			t->source.class = parse_class(optarg);
 		else if (c == 'g')
 			keep_going = true;
 		else
@@ -811,10 +619,7 @@ int main(int argc, char **argv)
 	catch_signals();
 	for (uint64_t n = 0; n < count; n++) {
 		/* Each test can be made again from the seed and its number. */
-		t->random[0] = seed * 0x9e3779b97f4a7c15ull + 1;
-		t->random[1] = (n + 1) * 0xbf58476d1ce4e5b9ull;
-		for (unsigned k = 0; k < 8; k++)
-			next_random(t);
+		insn_source_seed(&t->source, seed, n);
 		make_test(t, &decoder, length);
 		run_host(t);
 		run_guest(t);

@@ -1,0 +1,95 @@
+/*
+ * Random programs for the differential test of the translator, and the guest's address space that they run in.
+ *
+ * A program is a row of gadgets (an instruction with what its operand needs, a loop's end, a call, a store into code …) at one or several code
+ * pages. What varies between runs of the same program comes from the registers and from a table in guest memory: pointers are
+ * loaded from the table before they are used, so that code which was translated for one slot meets another.
+ *
+ * Windows: where pointers aim. The same few pages of RAM are seen through all of them.
+ */
+#ifndef TESTS_TRANSGEN_H
+#define TESTS_TRANSGEN_H
+
+#include "engine/engine_state.h"
+#include "random_insn.h"
+
+#define USER_CODE 0x20000000ull
+#define KERNEL_CODE 0xffffffff81000000ull
+#define CODE_PAGES 16u
+#define NEAR_WINDOW 0x100000u /* windows at these offsets from the code */
+#define NEAR_TABLE 0x300000u
+#define LOW_WINDOW 0x10000000ull
+#define HIGH_WINDOW 0xfffffffffffff000ull
+#define USER_TABLE 0x30000000ull /* below 2 GiB: addressed absolutely */
+
+#define TABLE_ENTRIES 512u
+#define GADGETS_MAX 64u
+#define GADGET_BYTES 96u
+
+/* How a table entry is computed for each run. */
+enum entry_kind { ENTRY_RANDOM, ENTRY_SMALL, ENTRY_POINTER, ENTRY_INDEX_POINTER, ENTRY_BOTH_POINTER, ENTRY_LABEL, ENTRY_COUNTER,
+	ENTRY_STACK };
+
+struct table_entry {
+	enum entry_kind kind;
+	int64_t disp;
+	int index;	 /* the entry that the index register comes from; −1 none */
+	unsigned scale;
+	int segment;	 /* 0 none, SEG_FS, SEG_GS */
+	bool low;	 /* the address has 32 bits */
+	unsigned gadget; /* ENTRY_LABEL: the first that it may name */
+};
+
+struct gadget {
+	uint8_t bytes[GADGET_BYTES];
+	unsigned length, at; /* at: offset from the code's base */
+	/* Fields that depend on where things lie. */
+	struct {
+		enum { FIX_LABEL, FIX_LABEL8, FIX_WINDOW, FIX_TABLE, FIX_PATCH, FIX_ABSOLUTE } kind;
+		unsigned at, end; /* of the field; of its instruction */
+		unsigned target;  /* gadget, or offset */
+	} fix[8];
+	unsigned fixes;
+	unsigned patch_at; /* of an immediate that may be overwritten; 0 none */
+	bool gap;	   /* goes to another page */
+	bool dropped;	   /* while shrinking: NOPs instead */
+};
+
+struct program {
+	bool user;
+	unsigned count;
+	struct gadget gadget[GADGETS_MAX];
+	struct table_entry table[TABLE_ENTRIES];
+	unsigned entries;
+	uint64_t start; /* offset of the first gadget */
+};
+
+/* What one run begins with. */
+struct start {
+	uint64_t gpr[16], rflags, fs, gs;
+	uint64_t table[TABLE_ENTRIES];
+};
+
+/* Makes a program of `count` gadgets. */
+void program_make(struct program *p, struct insn_source *s, unsigned count);
+/* Writes it into CODE_PAGES pages at `code`. */
+void program_place(struct program *p, uint8_t *code);
+void program_print(const struct program *p, const uint8_t *code);
+/* Registers and the table of one run. */
+void start_make(struct start *st, const struct program *p, struct insn_source *s);
+static inline uint64_t program_base(const struct program *p)
+{
+	return p->user ? USER_CODE : KERNEL_CODE;
+}
+
+/* The guest's address space. */
+struct window {
+	uint64_t gva;
+	unsigned pages;
+	bool user;
+	const char *types; /* a letter per page: w writable, r read-only, n not present, d without D, a without A, x of the other privilege, m MMIO */
+};
+extern const struct window windows[];
+extern const unsigned window_count;
+
+#endif
