@@ -40,7 +40,8 @@
 #define TSS (SYSTEM + 0x3000)
 #define STACK_TOP (SYSTEM + 0x6000)
 
-#define LIMIT 3000u /* instructions of a run */
+#define LIMIT 3000u /* instructions of a run until it ends or is resumed */
+#define RESUMES 24u
 
 struct side {
 	const char *name;
@@ -386,7 +387,7 @@ static bool resume(struct tester *t)
 	if (rip < HANDLERS || rip >= HANDLERS + 32 * 16 || t->sides[0].kind != VCPU_EXIT_KICKED)
 		return false;
 	for (n = 0; n < p->count; n++)
-		if (at - p->gadget[n].at <= p->gadget[n].length)
+		if (at - p->gadget[n].at < p->gadget[n].length)
 			break;
 	if (n + 1 >= p->count)
 		return false;
@@ -425,7 +426,7 @@ static void print_difference(struct tester *t, unsigned run)
 /* True: the engines agree, or it did not end. *ended, *faults are counted up. */
 static bool run_program(struct tester *t, uint64_t seed, uint64_t number, bool print, uint64_t *ended, uint64_t *faults)
 {
-	struct itimerval second = { .it_value.tv_sec = 5 }, none = { 0 };
+	struct itimerval second = { .it_value.tv_sec = 2 }, none = { 0 };
 	struct insn_source s = { 0 };
 
 	for (unsigned n = 0; n < 2; n++) {
@@ -436,6 +437,8 @@ static bool run_program(struct tester *t, uint64_t seed, uint64_t number, bool p
 		engine_state_changed(t->sides[n].engine);
 	}
 	for (unsigned run = 0; run < t->runs; run++) {
+		unsigned resumed = 0;
+
 		insn_source_seed(&s, seed_of_run(seed, run), number);
 		start_make(&t->start, &t->program, &s);
 		for (unsigned n = 0; n < 2; n++)
@@ -455,7 +458,7 @@ static bool run_program(struct tester *t, uint64_t seed, uint64_t number, bool p
 					print_difference(t, run);
 				return false;
 			}
-		} while (resume(t));
+		} while (resumed++ < RESUMES && resume(t));
 		if (t->sides[0].kind == VCPU_EXIT_SHUTDOWN)
 			return true;
 	}
