@@ -467,7 +467,7 @@ static enum translator_did step_crossing(struct engine *e, const struct block *b
 	if (!x || x->linear != e->cpu->gpr[GPR_RIP] || x->mode != MODE_64)
 		return DID_NOTHING;
 	if (!x->tb[view]) {
-		if (++x->heat < t->heat)
+		if (++x->heat < e->translator->heat)
 			return DID_NOTHING;
 		x->heat = 0;
 		if (!blocks_watch_crossing(e, x))
