@@ -19,6 +19,20 @@ static size_t owner_size(const struct shadow *s)
 	return (s->page_count + 1) * sizeof(*s->owner);
 }
 
+static size_t guarded_size(const struct shadow *s)
+{
+	return (s->page_count / 64 + 1) * 8;
+}
+
+static void give_memory(struct shadow *s)
+{
+	if (s->owner)
+		munmap(s->owner, owner_size(s));
+	if (s->guarded)
+		munmap(s->guarded, guarded_size(s));
+	munmap(s, sizeof(*s));
+}
+
 int shadow_create(struct engine *e, int ram_fd, enum shadow_policy policy, struct shadow_deltas *deltas)
 {
 	unsigned phys_bits = e->block->model.phys_bits;
@@ -35,8 +49,9 @@ int shadow_create(struct engine *e, int ram_fd, enum shadow_policy policy, struc
 	}
 	s->page_count = (e->block->ram.file_size + 4095) / 4096;
 	s->owner = take_memory(owner_size(s));
-	if (!s->owner) {
-		munmap(s, sizeof(*s));
+	s->guarded = take_memory(guarded_size(s));
+	if (!s->owner || !s->guarded) {
+		give_memory(s);
 		munmap(arena, ARENA_SIZE);
 		return -ENOMEM;
 	}
@@ -68,8 +83,7 @@ void shadow_destroy(struct engine *e)
 		return;
 	e->shadow = NULL;
 	munmap((void *)ARENA_BASE, ARENA_SIZE);
-	munmap(s->owner, owner_size(s));
-	munmap(s, sizeof(*s));
+	give_memory(s);
 }
 
 uint64_t shadow_gva(const struct engine *e, uint64_t hva)

@@ -1,7 +1,7 @@
 /*
  * From a page of the memfd to the mappings that could write it, for when it gets decoded code. Small pages: one word for each
  * memfd page names the PT leaf that maps it writable; the rare page with several makes it a search of all records. Large pages: a hash by
- * guest-physical address.
+ * guest-physical address. A page with code is *guarded*: read-only in every large leaf, until a write finds that it has no code any more.
  */
 #include <sys/mman.h>
 
@@ -41,10 +41,10 @@ void large_remove(struct shadow *s, uint64_t key, unsigned table, unsigned index
 	}
 }
 
-static bool make_readonly(struct engine *e, uint64_t hva)
+static bool set_protection(struct engine *e, uint64_t hva, bool readonly)
 {
 	e->stats->shadow_mmaps++;
-	return mprotect((void *)(uintptr_t)hva, 4096, PROT_READ) == 0;
+	return mprotect((void *)(uintptr_t)hva, 4096, readonly ? PROT_READ : PROT_READ | PROT_WRITE) == 0;
 }
 
 static void protect_small(struct engine *e, unsigned id, unsigned i, uint64_t page)
@@ -55,7 +55,7 @@ static void protect_small(struct engine *e, unsigned id, unsigned i, uint64_t pa
 	if (!t->live || t->level != 1 || !bit_test(t->writable, i) ||
 		ram_offset(e, leaf_frame(s->snapshot[id][i], 1), NULL) >> 12 != page)
 		return;
-	if (make_readonly(e, region_base(t->slot) + t->base + i * 4096ull))
+	if (set_protection(e, region_base(t->slot) + t->base + i * 4096ull, true))
 		leaf_set(e, id, i, s->snapshot[id][i], false);
 	else
 		slot_evict(e, t->slot);
@@ -76,8 +76,8 @@ static void protect_all_small(struct engine *e, uint64_t page)
 	}
 }
 
-/* Large pages that contain gpa and begin at key's address. */
-static void protect_large(struct engine *e, uint64_t gpa, unsigned level)
+/* Makes the page at gpa what it must be in the large leaves of a level that contain it. */
+static void set_large(struct engine *e, uint64_t gpa, unsigned level, bool readonly)
 {
 	struct shadow *s = e->shadow;
 	uint64_t key = (gpa & ~(level_span(level) - 1)) | level;
@@ -91,13 +91,53 @@ static void protect_large(struct engine *e, uint64_t gpa, unsigned level)
 		next = node->next;
 		if (node->key != key || !bit_test(t->writable, node->index))
 			continue;
-		if (make_readonly(e, region_base(t->slot) + offset)) {
-			leaf_add_splits(s, node->table, node->index, 2);
+		if (set_protection(e, region_base(t->slot) + offset, readonly)) {
+			leaf_add_splits(s, node->table, node->index, readonly ? 2 : -2);
 		} else {
 			/* Takes nodes out of the chain that is being followed. */
 			slot_evict(e, t->slot);
 			next = *bucket_of(s, key);
 		}
+	}
+}
+
+static void set_all_large(struct engine *e, uint64_t page, bool readonly)
+{
+	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
+		const struct ram_range *r = &e->block->ram.ranges[n];
+		uint64_t at = (page << 12) - r->offset;
+
+		if (at >= r->size || r->readonly)
+			continue;
+		set_large(e, r->gpa + at, 2, readonly);
+		set_large(e, r->gpa + at, 3, readonly);
+	}
+}
+
+static void guard(struct engine *e, uint64_t page)
+{
+	if (bit_test(e->shadow->guarded, (unsigned)page))
+		return;
+	bit_set(e->shadow->guarded, (unsigned)page);
+	set_all_large(e, page, true);
+}
+
+void code_unguard(struct engine *e, uint64_t page)
+{
+	if (!bit_test(e->shadow->guarded, (unsigned)page))
+		return;
+	bit_clear(e->shadow->guarded, (unsigned)page);
+	set_all_large(e, page, false);
+}
+
+void code_guard(struct engine *e, uint64_t page, uint64_t count)
+{
+	for (uint64_t n = page; n < page + count; n++) {
+		if (!(n & 63) && page + count - n >= 64 &&
+			!(atomic_load_explicit(&e->shared->code_pages[n / 64], memory_order_relaxed) & ~e->shadow->guarded[n / 64]))
+			n += 63;
+		else if (engine_page_has_code(e, n))
+			guard(e, n);
 	}
 }
 
@@ -114,15 +154,7 @@ void shadow_protect_code(struct engine *e, uint64_t page)
 	else if (owner != OWNER_NONE)
 		protect_small(e, owner >> 9, owner & 511, page);
 	s->owner[page] = OWNER_NONE;
-	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
-		const struct ram_range *r = &e->block->ram.ranges[n];
-		uint64_t at = (page << 12) - r->offset;
-
-		if (at >= r->size || r->readonly)
-			continue;
-		protect_large(e, r->gpa + at, 2);
-		protect_large(e, r->gpa + at, 3);
-	}
+	guard(e, page);
 }
 
 void shadow_release_code(struct engine *e, uint64_t page)

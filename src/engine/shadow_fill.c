@@ -99,25 +99,34 @@ static bool make_writable(struct engine *e, uint64_t hva, uint64_t size)
 	return mprotect((void *)(uintptr_t)hva, size, PROT_READ | PROT_WRITE) == 0;
 }
 
-/* The number of pages from `page` on, at most max, that agree in whether they hold code. */
-static uint64_t code_run(struct engine *e, uint64_t page, uint64_t max, bool *code)
+/* The number of pages from `page` on, at most max, that are all guarded or all not. */
+static uint64_t guarded_run(const struct shadow *s, uint64_t page, uint64_t max, bool *guarded)
 {
 	uint64_t n = 1;
 
-	*code = engine_page_has_code(e, page);
+	*guarded = bit_test(s->guarded, (unsigned)page);
 	while (n < max) {
 		uint64_t at = page + n;
 
-		if (!(at & 63) && max - n >= 64 &&
-			atomic_load_explicit(&e->shared->code_pages[at / 64], memory_order_relaxed) == (*code ? ~0ull : 0)) {
+		if (!(at & 63) && max - n >= 64 && s->guarded[at / 64] == (*guarded ? ~0ull : 0)) {
 			n += 64;
 			continue;
 		}
-		if (engine_page_has_code(e, at) != *code)
+		if (bit_test(s->guarded, (unsigned)at) != *guarded)
 			break;
 		n++;
 	}
 	return n;
+}
+
+/* The part of [gpa, gpa + size) that RAM range r covers. False: none. */
+static bool clip(const struct ram_range *r, uint64_t gpa, uint64_t size, uint64_t *start, uint64_t *end)
+{
+	*start = r->gpa > gpa ? r->gpa : gpa;
+	*end = r->gpa + r->size;
+	if (*end > gpa + size)
+		*end = gpa + size;
+	return *start < *end;
 }
 
 /* Large pages [gpa, gpa + size) at hva: what of them is RAM. Code pages in it read-only. */
@@ -125,17 +134,17 @@ static bool map_large(struct engine *e, uint64_t hva, uint64_t gpa, uint64_t siz
 {
 	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
 		const struct ram_range *r = &e->block->ram.ranges[n];
-		uint64_t start = r->gpa > gpa ? r->gpa : gpa, end = r->gpa + r->size;
+		uint64_t start, end;
 
-		if (end > gpa + size)
-			end = gpa + size;
+		if (!clip(r, gpa, size, &start, &end))
+			continue;
 		while (start < end) {
 			uint64_t offset = r->offset + (start - r->gpa), pages = (end - start) >> 12;
-			bool code = false;
+			bool guarded = false;
 
 			if (writable && !r->readonly)
-				pages = code_run(e, offset >> 12, pages, &code);
-			if (!map(e, hva + (start - gpa), pages << 12, offset, writable && !r->readonly && !code))
+				pages = guarded_run(e->shadow, offset >> 12, pages, &guarded);
+			if (!map(e, hva + (start - gpa), pages << 12, offset, writable && !r->readonly && !guarded))
 				return false;
 			start += pages << 12;
 		}
@@ -143,22 +152,39 @@ static bool map_large(struct engine *e, uint64_t hva, uint64_t gpa, uint64_t siz
 	return true;
 }
 
-static unsigned count_code(struct engine *e, uint64_t gpa, uint64_t size)
+static void guard_code(struct engine *e, uint64_t gpa, uint64_t size)
 {
-	unsigned count = 0;
+	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
+		const struct ram_range *r = &e->block->ram.ranges[n];
+		uint64_t start, end;
 
-	for (uint64_t at = 0; at < size; at += 4096) {
-		uint64_t offset = ram_offset(e, gpa + at, NULL);
-
-		if (offset == ~0ull)
-			continue;
-		if (!((offset >> 12) & 63) && size - at >= 64 * 4096 && !e->shared->code_pages[offset >> 18]) {
-			at += 63 * 4096;
-			continue;
-		}
-		count += engine_page_has_code(e, offset >> 12);
+		if (clip(r, gpa, size, &start, &end))
+			code_guard(e, (r->offset + (start - r->gpa)) >> 12, (end - start) >> 12);
 	}
-	return count;
+}
+
+/* VMAs beyond the first that a writable large leaf at gpa takes, at most. */
+static int count_splits(struct engine *e, uint64_t gpa, uint64_t size)
+{
+	int count = -1;
+
+	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
+		const struct ram_range *r = &e->block->ram.ranges[n];
+		uint64_t start, end;
+
+		if (!clip(r, gpa, size, &start, &end))
+			continue;
+		count++;
+		while (start < end && !r->readonly) {
+			bool guarded;
+			uint64_t pages = guarded_run(e->shadow, (r->offset + (start - r->gpa)) >> 12, (end - start) >> 12, &guarded);
+
+			if (guarded)
+				count += 2 * (int)pages;
+			start += pages << 12;
+		}
+	}
+	return count < 0 ? 0 : count;
 }
 
 static void note_owner(struct shadow *s, uint64_t page, unsigned id, unsigned i)
@@ -283,14 +309,8 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 	if (bit_test(t->used, i) && leaf_frame(s->snapshot[id][i], f->level) == gpa) {
 		if (!f->is_write)
 			return true;
-		if (bit_test(t->writable, i)) {
-			/* It held code when it was mapped, or got some later, and has none now. */
-			if (!make_writable(e, region_base(t->slot) + (f->gva & (SLOT_SIZE - 1) & ~0xfffull), 4096))
-				return false;
-			if (s->child[id][i] >= 2)
-				leaf_add_splits(s, id, i, -2);
-			return true;
-		}
+		if (bit_test(t->writable, i))
+			return true; /* it had code, and shadow_fill() has seen that it has none now */
 	}
 	if (bit_test(t->used, i)) {
 		leaf_clear(e, id, i);
@@ -302,6 +322,9 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 			first--;
 	}
 	start = gpa - (i - first) * span;
+	guard_code(e, start, (last - first + 1) * span);
+	if (!t->live)
+		return false; /* guarding may cost a slot, this one too */
 	for (unsigned n = first; n <= last; n++) {
 		uint64_t entry = as_mapped(e, f, id, n, (uint64_t)n - i);
 
@@ -313,8 +336,7 @@ static bool fill_large(struct engine *e, const struct fill *f, const unsigned *p
 			last = n - 1;
 			break;
 		}
-		if (writable)
-			leaf_add_splits(s, id, n, 2 * (int)count_code(e, start + (n - first) * span, span));
+		leaf_add_splits(s, id, n, count_splits(e, start + (n - first) * span, span));
 		all &= entry;
 		any |= entry;
 	}
@@ -427,7 +449,10 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write)
 
 	if (!s || !s->served || s->broken || (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
 		return false;
-	done = walk(e, &f) && is_mappable(e, &f) && fill(e, &f);
+	done = walk(e, &f) && is_mappable(e, &f);
+	if (done && is_write && f.level > 1)
+		code_unguard(e, f.offset >> 12);
+	done = done && fill(e, &f);
 	s->pinned = 0;
 	if (engine_unlikely(s->lost)) {
 		shadow_settle(e);

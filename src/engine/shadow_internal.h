@@ -97,6 +97,8 @@ struct shadow {
 	uint64_t page_count;
 	uint32_t *owner; /* by memfd page: which PT leaf it may be mapped writable by: table << 9 | index, NONE or MANY */
 
+	uint64_t *guarded; /* bit per memfd page: read-only in all large leaves, writable or not; every page with code is */
+
 	/* Engine thread. */
 	bool served; /* 4-level paging with a root in RAM */
 	bool smap, nxe;
@@ -110,12 +112,12 @@ struct shadow {
 	uint16_t first_free;
 	uint32_t first_free_node;
 	uint8_t attached[512] __attribute__((aligned(8))); /* slot number + 1 */
-	uint8_t hint[64]; /* where slot_find() found last what has this hash */
+	uint8_t keys[256]; /* how many slots' keys have this hash */
 	struct shadow_slot slots[REGIONS];
 	uint32_t buckets[LARGE_BUCKETS];
 	struct large_node nodes[LARGE_MAX]; /* 0 is none */
 	struct shadow_table tables[TABLES_MAX];
-	uint16_t child[TABLES_MAX][512]; /* inner: record; large leaf: VMAs that code pages in it cost */
+	uint16_t child[TABLES_MAX][512]; /* inner: record; large leaf: VMAs that guarded pages in it cost */
 	uint64_t snapshot[TABLES_MAX][512];
 };
 
@@ -206,6 +208,10 @@ void slot_unmap(struct engine *e, unsigned slot, uint64_t offset, uint64_t size)
 void shadow_settle(struct engine *e);
 
 /* --- shadow_code.c --- */
+/* Pages [page, page + count) that have code are guarded after this. Another vcpu's news may not have come yet. */
+void code_guard(struct engine *e, uint64_t page, uint64_t count);
+/* The page has code no more: writable again in all writable large leaves. */
+void code_unguard(struct engine *e, uint64_t page);
 bool large_add(struct shadow *s, uint64_t frame, unsigned table, unsigned index);
 void large_remove(struct shadow *s, uint64_t frame, unsigned table, unsigned index);
 

@@ -91,6 +91,11 @@ void slot_clear(struct engine *e, unsigned slot)
 	s->slots[slot].root = (uint16_t)table_take(s, slot, 3, offset, 0);
 }
 
+static unsigned key_hash(uint64_t key, unsigned g)
+{
+	return (unsigned)(((key >> 12) + g) & 255);
+}
+
 /* True: refused. */
 static bool reserve(unsigned slot)
 {
@@ -106,6 +111,7 @@ void slot_evict(struct engine *e, unsigned slot)
 	if (p->attached)
 		slot_detach(s, p->g, false);
 	drop_records(s, slot);
+	s->keys[key_hash(p->key, p->g)]--;
 	p->key = 0;
 	/* A hole would be an invitation to whatever the process maps next. At the limit of mappings the host may refuse: then make room first. */
 	if (reserve(slot)) {
@@ -191,6 +197,7 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	}
 	p->key = key;
 	p->g = (uint16_t)g;
+	s->keys[key_hash(key, g)]++;
 	p->vmas = 0;
 	p->misses = 0;
 	p->type = SLOT_EMPTY;
@@ -199,18 +206,13 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	return slot;
 }
 
-static int slot_find(struct shadow *s, unsigned g, uint64_t key)
+static int slot_find(const struct shadow *s, unsigned g, uint64_t key)
 {
-	uint8_t *hint = &s->hint[((key >> 12) + g) & 63];
-
-	if (s->slots[*hint].key == key && s->slots[*hint].g == g)
-		return *hint;
-	for (unsigned n = 0; n < REGIONS; n++) {
-		if (s->slots[n].key == key && s->slots[n].g == g) {
-			*hint = (uint8_t)n;
+	if (!s->keys[key_hash(key, g)])
+		return -1;
+	for (unsigned n = 0; n < REGIONS; n++)
+		if (s->slots[n].key == key && s->slots[n].g == g)
 			return (int)n;
-		}
-	}
 	return -1;
 }
 

@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <signal.h>
 
-#include "engine/shadow.h"
+#include "engine/shadow_internal.h"
 #include "engine_fixture.h"
 
 #define STAMP 0xff0 /* each page of RAM holds its number here; no table below uses this entry */
@@ -514,6 +514,34 @@ static void random_code_bit(void)
 	}
 }
 
+/* The host's own account: guest memory only in regions of slots, never executable, and no more of it than is counted. */
+static void check_maps(void)
+{
+	const struct shadow *s = f.engine->shadow;
+	unsigned count[REGIONS] = { 0 };
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[512];
+
+	while (fgets(line, sizeof(line), maps)) {
+		unsigned long start, end;
+		char prot[8];
+		unsigned slot;
+
+		ck_assert_int_eq(sscanf(line, "%lx-%lx %4s", &start, &end, prot), 3);
+		if (start < ARENA_BASE || start >= ARENA_BASE + ARENA_SIZE || !strcmp(prot, "---p"))
+			continue;
+		slot = (unsigned)((start - ARENA_BASE - REGION_GUARD) / REGION_STRIDE);
+		ck_assert_uint_lt(slot, REGIONS);
+		ck_assert(start >= region_base(slot) && end <= region_base(slot) + SLOT_SIZE);
+		ck_assert_int_eq(prot[2], '-');
+		ck_assert_uint_ne(s->slots[slot].key, 0);
+		count[slot]++;
+	}
+	fclose(maps);
+	for (unsigned n = 0; n < REGIONS; n++)
+		ck_assert_uint_le(count[n], s->slots[n].vmas);
+}
+
 static void run_random(enum shadow_policy policy, bool mixed, bool hoard, uint64_t seed)
 {
 	void *hoarded = NULL;
@@ -546,6 +574,8 @@ static void run_random(enum shadow_policy policy, bool mixed, bool hoard, uint64
 		}
 		for (unsigned k = 0; k < 4; k++)
 			check_gva(random_gva(), false, mixed);
+		if (!hoard && !(n & 31))
+			check_maps();
 	}
 	assert_stamps();
 	if (hoarded)
