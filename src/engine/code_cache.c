@@ -11,8 +11,6 @@
 
 #include "engine/translate.h"
 
-#define POLL_SIZE (2u << 20) /* the page that is read, and what event bits lead to */
-
 static void *take_low(size_t size, int prot)
 {
 	void *p = mmap(NULL, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
@@ -197,13 +195,12 @@ void translator_reset(struct engine *e)
 	}
 	t->code_used = (t->fixed + 63) & ~63u;
 	t->tb_used = t->map_used = 0;
-	t->site_used = 2; /* the fixed code's own */
+	t->site_used = SITE_LOST + 1;
 	t->sites[SITE_LOST] = (struct site){ .kind = SITE_TARGET };
-	t->sites[SITE_GATE] = (struct site){ .kind = SITE_FP };
 	t->chain_from = 0;
 	for (unsigned n = 0; n < JUMPS; n++) {
-		t->hot.tag[n] = 1;
-		t->hot.code[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
+		t->hot.jumps[n].tag = 1;
+		t->hot.jumps[n].code = (uint64_t)(uintptr_t)t->execute + t->lost;
 	}
 	translator_forget(e, true, true);
 	memset(t->jump_pages, 0, sizeof(t->jump_pages));

@@ -59,11 +59,11 @@ void tx_interp(struct tx *x, int offset)
 	x->ended = true;
 }
 
-/* Events are looked at without touching flags: any bit makes the load fault. Destroys S1. */
-void tx_poll(struct tx *x)
+void tx_poll(struct tx *x, int scratch)
 {
-	emit_rorx(&x->m, S1, mem_abs((void *)&x->e->block->events), 20);
-	emit_load8(&x->m, S1, mem_base(S1, (int32_t)(uintptr_t)x->t->poll));
+	tx_clobber(x, SCRATCH(scratch));
+	emit_rorx(&x->m, scratch, mem_abs((void *)&x->e->block->events), 20);
+	emit_load8(&x->m, scratch, mem_base(scratch, (int32_t)(uintptr_t)x->t->poll));
 }
 
 void tx_branch(struct tx *x, int cc, int offset)
@@ -81,7 +81,7 @@ void tx_branch(struct tx *x, int cc, int offset)
 	} else {
 		if (backward) {
 			tx_map(x, offset, true);
-			tx_poll(x);
+			tx_poll(x, S1);
 		}
 		from = emit_jmp(&x->m);
 	}
@@ -96,8 +96,7 @@ void tx_jump(struct tx *x, int offset, int undo, bool polls)
 	emit_store(&x->m, S1, mem_abs(&h->target));
 	if (polls) {
 		tx_map(x, MAP_TARGET, true);
-		tx_poll(x);
-		emit_load(&x->m, S1, mem_abs(&h->target));
+		tx_poll(x, S2);
 	}
 	emit_store(&x->m, RCX, mem_abs(&h->save));
 	emit_load(&x->m, RCX, mem_abs(&h->salt[x->view]));
@@ -107,18 +106,19 @@ void tx_jump(struct tx *x, int offset, int undo, bool polls)
 	emit8(&x->m, 0x0f);
 	emit8(&x->m, 0xb7);
 	emit8(&x->m, 0xd9);
-	emit_load(&x->m, S1, mem_table(h->tag, S2));
+	emit_lea(&x->m, S2, (struct emit_mem){ NO_REG, S2, 2, 0 });
+	emit_load(&x->m, S1, mem_table(&h->jumps[0].tag, S2));
 	emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S1, 0, 0 });
 	hit = emit_jrcxz(&x->m);
 	emit_load(&x->m, RCX, mem_abs(&h->save));
 	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_TARGET, offset, undo));
 	emit_patch8(hit, x->m.p);
 	emit_load(&x->m, RCX, mem_abs(&h->save));
-	emit_load(&x->m, S1, mem_table(h->base, S2));
+	emit_load(&x->m, S1, mem_table(&h->jumps[0].base, S2));
 	emit_store(&x->m, S1, mem_abs(&h->code_base));
-	emit_load(&x->m, S1, mem_table(h->host, S2));
+	emit_load(&x->m, S1, mem_table(&h->jumps[0].host, S2));
 	emit_store(&x->m, S1, mem_abs(&h->code_host));
-	emit_group5(&x->m, GROUP5_JMP, mem_table(h->code, S2));
+	emit_group5(&x->m, GROUP5_JMP, mem_table(&h->jumps[0].code, S2));
 }
 
 /* --- stubs --- */
@@ -159,7 +159,7 @@ static void emit_stubs(struct tx *x)
 		case STUB_POLL:
 			emit_patch(s.from, x->m.p);
 			tx_map(x, s.offset, true);
-			tx_poll(x);
+			tx_poll(x, S1);
 			from = emit_jmp(&x->m);
 			emit_site(x, from, tx_site(x, SITE_CHAIN, s.offset, 0));
 			break;

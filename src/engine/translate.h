@@ -27,6 +27,8 @@
 #define S2 R11
 #define SCRATCH(reg) (1u << (reg))
 
+#define POLL_SIZE (2u << 20) /* the page that is read, and what event bits lead to */
+#define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define CODE_SIZE (32u << 20)
 #define TB_MAX (1u << 17)
 #define SITE_MAX (1u << 19)
@@ -57,22 +59,24 @@ struct hot {
 	uint64_t enter_pc;
 	uint64_t slot_mask;	     /* bits 47:39, for PEXT */
 	uint64_t mask_if, mask_no_if, mask_virtual, mask_ax, mask_status; /* translate_system.c */
-	uint64_t fp_gate;
+	uint64_t fp_gate;	     /* an address that can be read if fp_loaded, else one that can't */
 	uint64_t fp_loaded;	     /* the guest's vector state is in the host's registers */
-	/* The jump cache: negated key, host code, code_base, code_host. */
-	uint64_t tag[JUMPS], code[JUMPS], base[JUMPS], host[JUMPS];
+	/* The jump cache. */
+	struct jump {
+		uint64_t tag;  /* the negative of RIP + salt */
+		uint64_t code; /* host */
+		uint64_t base, host; /* code_base, code_host */
+	} jumps[JUMPS];
 };
 
 enum site_kind {
 	SITE_CHAIN,  /* direct, in the page: `offset`; the branch can be patched */
 	SITE_INTERP, /* the interpreter does the instruction at `offset` */
 	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by */
-	SITE_FP,     /* the vector state is wanted; go on at hot.scratch[0] */
 };
 
-/* Sites of the fixed code. */
+/* The site of the fixed code. */
 #define SITE_LOST 0u
-#define SITE_GATE 1u
 
 /* A way out of a block. */
 struct site {
@@ -115,7 +119,7 @@ struct translator {
 	uint8_t *write;	      /* the code, writable */
 	uint8_t *execute;     /* the same, executable */
 	uint8_t *poll;	      /* hva of the page that polls read; what follows it faults */
-	uint32_t enter, leave, leave_fault, gate_open, gate_closed, lost; /* offsets of the fixed code */
+	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
 	uint32_t fixed;	      /* end of it */
 	unsigned heat;	      /* interpretations before a block is translated, HEAT; tests set 1 */
 	/* While running. */
@@ -225,7 +229,8 @@ void tx_map(struct tx *x, int offset, bool poll);
 /* A patchable branch to `offset` of the page; cc −1: always. */
 void tx_branch(struct tx *x, int cc, int offset);
 /* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
-void tx_poll(struct tx *x);
+/* Events are looked at without touching flags: any bit makes the load fault. Destroys the scratch register. */
+void tx_poll(struct tx *x, int scratch);
 void tx_jump(struct tx *x, int offset, int undo, bool poll);
 /* Leaves to the interpreter before the instruction. */
 void tx_interp(struct tx *x, int offset);

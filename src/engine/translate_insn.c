@@ -658,12 +658,8 @@ static void pass_gate(struct tx *x)
 		return;
 	x->gated = true;
 	tx_clobber(x, SCRATCH(S1));
-	/* lea 7+jmp(%rip), %r10; jmp *gate: eight bytes of FF 24 25 disp32 less one */
-	emit8(&x->m, 0x4c);
-	emit8(&x->m, 0x8d);
-	emit8(&x->m, 0x15);
-	emit32(&x->m, 7);
-	emit_group5(&x->m, GROUP5_JMP, mem_abs(&x->t->hot.fp_gate));
+	emit_load(&x->m, S1, mem_abs(&x->t->hot.fp_gate));
+	emit_load8(&x->m, S1, mem_base(S1, 0));
 }
 
 /* *out = the delta of the address in reg, which is moved by it. */

@@ -103,11 +103,6 @@ void translator_emit_fixed(struct engine *e)
 	emit_leave(&m, e);
 	t->leave_fault = (uint32_t)(m.p - t->write);
 	emit_leave_tail(&m, e);
-	t->gate_open = (uint32_t)(m.p - t->write);
-	emit_bytes(&m, "\x41\xff\xe2", 3); /* jmp *%r10 */
-	t->gate_closed = (uint32_t)(m.p - t->write);
-	emit_store_imm(&m, &t->hot.exit_site, SITE_GATE);
-	emit_patch(emit_jmp(&m), t->write + t->leave);
 	t->lost = (uint32_t)(m.p - t->write);
 	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
 	emit_patch(emit_jmp(&m), t->write + t->leave);
@@ -140,7 +135,7 @@ static void set_vector(struct engine *e, bool loaded)
 	struct translator *t = e->translator;
 
 	t->hot.fp_loaded = loaded;
-	t->hot.fp_gate = (uint64_t)(uintptr_t)t->execute + (loaded ? t->gate_open : t->gate_closed);
+	t->hot.fp_gate = (uint64_t)(uintptr_t)t->poll + (loaded ? 0 : GATE_CLOSED);
 }
 
 /* What code relies on; the page is that of RIP when it is entered at the start of a block. */
@@ -284,8 +279,23 @@ static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 	shadow_fill(e, c->gpr[GPR_RSP], is_write);
 }
 
-/* True: the fault is repaired, go on at fault_pc. */
-static bool repair(struct engine *e, unsigned view)
+/* Vector instructions are wanted. True: go on at fault_pc, with the guest's state loaded. */
+static bool open_gate(struct engine *e)
+{
+	struct translator *t = e->translator;
+
+	e->stats->exits_vector++;
+	if (!vector_usable(e)) {
+		t->interp_next = true;
+		return false;
+	}
+	t->fp_warm = FP_WARM;
+	t->hot.scratch[0] = (uint64_t)(uintptr_t)t->poll;
+	return true;
+}
+
+/* True: the fault is repaired, go on at fault_pc; *vector: with the vector state loaded. */
+static bool repair(struct engine *e, unsigned view, bool *vector)
 {
 	struct translator *t = e->translator;
 	uint64_t gva, changes = e->deltas->changes;
@@ -296,6 +306,8 @@ static bool repair(struct engine *e, unsigned view)
 		e->stats->exits_poll++;
 		return false;
 	}
+	if (t->fault_hva == (uint64_t)(uintptr_t)t->poll + GATE_CLOSED && t->fault_signal == SIGSEGV)
+		return *vector = open_gate(e);
 	if (string) {
 		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
 		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
@@ -322,26 +334,24 @@ static bool repair(struct engine *e, unsigned view)
 	return false;
 }
 
-/* An exit of the code. True: go on at *pc. */
-static bool leave_code(struct engine *e, uint64_t *pc)
+/* An exit of the code. */
+static void leave_code(struct engine *e)
 {
 	struct translator *t = e->translator;
 	struct cpu_state *c = e->cpu;
 	const struct site *s = &t->sites[t->hot.exit_site];
-	uint32_t tb;
-	bool string;
 
 	switch ((enum site_kind)s->kind) {
 	case SITE_CHAIN:
 		e->stats->exits_chain++;
 		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
 		t->chain_from = (uint32_t)t->hot.exit_site + 1;
-		return false;
+		break;
 	case SITE_INTERP:
 		e->stats->exits_interp++;
 		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
 		t->interp_next = true;
-		return false;
+		break;
 	case SITE_TARGET:
 		e->stats->exits_target++;
 		c->gpr[GPR_RIP] = t->hot.target;
@@ -350,22 +360,11 @@ static bool leave_code(struct engine *e, uint64_t *pc)
 			c->gpr[GPR_RSP] -= (uint64_t)(int64_t)s->undo;
 			c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
 			t->interp_next = true;
-			return false;
+			return;
 		}
 		t->jump_from = true;
-		return false;
-	case SITE_FP:
-		e->stats->exits_vector++;
-		find_rip(e, t->hot.scratch[0] - 1, &tb, &string);
-		if (!vector_usable(e)) {
-			t->interp_next = true;
-			return false;
-		}
-		t->fp_warm = FP_WARM;
-		*pc = t->hot.scratch[0];
-		return true;
+		break;
 	}
-	return false;
 }
 
 static void run_code(struct engine *e, uint32_t tb, unsigned view)
@@ -381,11 +380,11 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 		set_vector(e, vector);
 		enter(e, pc);
 		if (t->faulted) {
-			again = repair(e, view);
+			again = repair(e, view, &vector);
 			pc = t->fault_pc;
 		} else {
-			again = leave_code(e, &pc);
-			vector = vector || again;
+			again = false;
+			leave_code(e);
 		}
 		if (!again)
 			return;
@@ -414,16 +413,16 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool cro
 	struct translator *t = e->translator;
 	struct hot *h = &t->hot;
 	uint64_t rip = e->cpu->gpr[GPR_RIP], key = rip + h->salt[view];
-	unsigned n = key & (JUMPS - 1);
+	struct jump *j = &h->jumps[key & (JUMPS - 1)];
 	unsigned hash = translator_page_hash(rip);
 
 	/* A supervisor's global translations outlive CR3. */
 	if (view == SHADOW_SUPERVISOR && (!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
-	h->tag[n] = -key;
-	h->code[n] = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
-	h->base[n] = rip & ~0xfffull;
-	h->host[n] = h->base[n] + e->deltas->delta[view][slot_of(rip)];
+	j->tag = -key;
+	j->code = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
+	j->base = rip & ~0xfffull;
+	j->host = j->base + e->deltas->delta[view][slot_of(rip)];
 	t->jump_pages[hash / 64] |= 1ull << (hash % 64);
 	if (crosses) {
 		hash = translator_page_hash(rip + 15);

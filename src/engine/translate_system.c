@@ -51,7 +51,7 @@ static void poll_attention(struct tx *x, int offset)
 	emit_pext(&x->m, S1, S1, mem_abs(&x->e->attention)); /* IF and attention */
 	emit_rorx_reg(&x->m, S1, S1, 20);
 	emit_load8(&x->m, S1, mem_base(S1, (int32_t)(uintptr_t)x->t->poll));
-	tx_poll(x);
+	tx_poll(x, S1);
 }
 
 static bool cli(struct tx *x)
