@@ -416,7 +416,8 @@ static int test_time(void)
 	return 1;
 }
 
-int main(void)
+/* Runs the tests that are named, or all. */
+int main(int argc, char **argv)
 {
 	static const struct {
 		const char *name;
@@ -440,6 +441,12 @@ int main(void)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (unsigned i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+		int wanted = argc < 2;
+
+		for (int n = 1; n < argc; n++)
+			wanted |= !strcmp(argv[n], tests[i].name);
+		if (!wanted)
+			continue;
 		why[0] = 0;
 		int ok = tests[i].run();
 
