@@ -50,6 +50,8 @@ size_t fuzz_seed(unsigned kind, uint8_t *data, size_t size)
 		"run\n--backend=soft\n--engine=interp\n--cpu=common,+smap\n--trace=pio,mmio:f\n--stats=s\n--on-reboot=exit\nx",
 		"info\n--json",
 		"help\nrun",
+		"bench\n--quick\n--json=a\n--group\nnano,macro\n--rounds=3\n--only=a,b\n--columns\nnative",
+		"bench\ncompare\na\nb",
 	};
 	size_t length;
 
