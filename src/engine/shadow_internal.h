@@ -69,6 +69,7 @@ struct shadow_slot {
 	uint32_t vmas;	/* at most */
 	uint16_t g;	/* PML4 index */
 	uint16_t root;	/* record of the PDPT */
+	uint8_t next;	 /* in the chain of its key's hash: slot number + 1 */
 	uint16_t misses; /* faults on pages of the other type since the last fill */
 	uint8_t type;
 	bool attached;
@@ -78,6 +79,12 @@ struct shadow_slot {
 	bool fresh;
 	uint16_t pcid;
 };
+
+/* Which eighths of a PML4's 64 had entries in use when it was looked through. Only a hint: what is not attached is poison until its first fault. */
+struct root_hint {
+	uint64_t root, groups;
+};
+#define ROOT_HINTS 64 /* hint_of() hashes to 6 bits */
 
 /* What root_update() follows: CR3 written with its bit 63 set, or without; a flush that kept globals; one of everything. */
 enum root_reason { ROOT_KEEP, ROOT_LOAD, ROOT_FLUSH, ROOT_FLUSH_GLOBALS };
@@ -112,7 +119,9 @@ struct shadow {
 	uint16_t first_free;
 	uint32_t first_free_node;
 	uint8_t attached[512] __attribute__((aligned(8))); /* slot number + 1 */
-	uint8_t keys[256]; /* how many slots' keys have this hash */
+	uint8_t keys[256]; /* first slot whose key has this hash, + 1 */
+	uint64_t groups;   /* by PML4 index / 8: some of them may be attached */
+	struct root_hint hints[ROOT_HINTS];
 	struct shadow_slot slots[REGIONS];
 	uint32_t buckets[LARGE_BUCKETS];
 	struct large_node nodes[LARGE_MAX]; /* 0 is none */

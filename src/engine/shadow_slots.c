@@ -46,11 +46,21 @@ static void slot_detach(struct shadow *s, unsigned g, bool fresh)
 	delta_update(s, g);
 }
 
+static struct root_hint *hint_of(struct shadow *s)
+{
+	return &s->hints[(s->root >> 12) * 0x9e3779b97f4a7c15ull >> 58];
+}
+
 static void slot_attach(struct shadow *s, unsigned g, unsigned slot)
 {
+	struct root_hint *hint = hint_of(s);
+
 	s->slots[slot].attached = true;
 	s->slots[slot].stamp = ++s->clock;
 	s->attached[g] = (uint8_t)(slot + 1);
+	s->groups |= 1ull << g / 8;
+	if (hint->root == s->root)
+		hint->groups |= 1ull << g / 8;
 	delta_update(s, g);
 }
 
@@ -96,6 +106,15 @@ static unsigned key_hash(uint64_t key, unsigned g)
 	return (unsigned)(((key >> 12) + g) & 255);
 }
 
+static void key_remove(struct shadow *s, unsigned slot)
+{
+	uint8_t *link = &s->keys[key_hash(s->slots[slot].key, s->slots[slot].g)];
+
+	while (*link != slot + 1)
+		link = &s->slots[*link - 1].next;
+	*link = s->slots[slot].next;
+}
+
 /* True: refused. */
 static bool reserve(unsigned slot)
 {
@@ -111,7 +130,7 @@ void slot_evict(struct engine *e, unsigned slot)
 	if (p->attached)
 		slot_detach(s, p->g, false);
 	drop_records(s, slot);
-	s->keys[key_hash(p->key, p->g)]--;
+	key_remove(s, slot);
 	p->key = 0;
 	/* A hole would be an invitation to whatever the process maps next. At the limit of mappings the host may refuse: then make room first. */
 	if (reserve(slot)) {
@@ -197,7 +216,8 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	}
 	p->key = key;
 	p->g = (uint16_t)g;
-	s->keys[key_hash(key, g)]++;
+	p->next = s->keys[key_hash(key, g)];
+	s->keys[key_hash(key, g)] = (uint8_t)(slot + 1);
 	p->vmas = 0;
 	p->misses = 0;
 	p->type = SLOT_EMPTY;
@@ -208,11 +228,9 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 
 static int slot_find(const struct shadow *s, unsigned g, uint64_t key)
 {
-	if (!s->keys[key_hash(key, g)])
-		return -1;
-	for (unsigned n = 0; n < REGIONS; n++)
-		if (s->slots[n].key == key && s->slots[n].g == g)
-			return (int)n;
+	for (unsigned n = s->keys[key_hash(key, g)]; n; n = s->slots[n - 1].next)
+		if (s->slots[n - 1].key == key && s->slots[n - 1].g == g)
+			return (int)n - 1;
 	return -1;
 }
 
@@ -311,7 +329,7 @@ static void load_pcid(struct engine *e, enum root_reason reason)
 static void follow_entry(struct engine *e, unsigned g, enum root_reason reason, uint16_t old_pcid, bool globals)
 {
 	struct shadow *s = e->shadow;
-	uint64_t key = slot_key(entry_load(e, s->root + g * 8));
+	uint64_t entry = entry_load(e, s->root + g * 8), key = slot_key(entry);
 	bool keep = reason == ROOT_KEEP, same_pcid = s->pcid == old_pcid;
 
 	if (s->attached[g]) {
@@ -329,16 +347,29 @@ static void follow_entry(struct engine *e, unsigned g, enum root_reason reason, 
 		attach_known(e, g, key, keep);
 }
 
-/* Some of the eight PML4 entries from g on are, or were, in use. */
-static bool are_any_used(struct engine *e, unsigned g)
+static bool are_any_used(struct engine *e, unsigned group)
 {
-	const uint64_t *root = (const uint64_t *)(e->ram + e->shadow->root) + g;
-	uint64_t attached, entries = 0;
+	const uint64_t *root = (const uint64_t *)(e->ram + e->shadow->root) + group * 8;
+	uint64_t entries = 0;
 
-	__builtin_memcpy(&attached, &e->shadow->attached[g], 8);
 	for (unsigned n = 0; n < 8; n++)
 		entries |= root[n];
-	return attached || (entries & PTE_P);
+	return (entries & PTE_P) != 0;
+}
+
+/* Groups that must be looked at, as they are attached, or are worth it. */
+static uint64_t groups_to_follow(struct engine *e)
+{
+	struct shadow *s = e->shadow;
+	struct root_hint *hint = hint_of(s);
+
+	if (hint->root != s->root) {
+		*hint = (struct root_hint){ .root = s->root };
+		for (unsigned n = 0; n < 64; n++)
+			if (are_any_used(e, n))
+				hint->groups |= 1ull << n;
+	}
+	return hint->groups | s->groups;
 }
 
 void root_update(struct engine *e, enum root_reason reason)
@@ -354,12 +385,15 @@ void root_update(struct engine *e, enum root_reason reason)
 		return;
 	}
 	load_pcid(e, reason);
-	for (unsigned g = 0; g < 512; g++) {
-		if (!(g & 7) && !are_any_used(e, g)) {
-			g += 7;
-			continue;
+	for (uint64_t groups = groups_to_follow(e); groups; groups &= groups - 1) {
+		unsigned group = (unsigned)__builtin_ctzll(groups), attached = 0;
+
+		for (unsigned g = group * 8; g < group * 8 + 8; g++) {
+			follow_entry(e, g, reason, old_pcid, globals);
+			attached |= s->attached[g];
 		}
-		follow_entry(e, g, reason, old_pcid, globals);
+		if (!attached)
+			s->groups &= ~(1ull << group);
 	}
 	if (s->broken)
 		slots_detach(s);
