@@ -113,7 +113,8 @@ struct bench_noise {
 	unsigned blocks;
 	double median_ns, worst_ns; /* of all blocks */
 	double low_ns, high_ns;	    /* 10th and 90th percentile of the medians of BENCH_BATCH blocks in a row */
-	double relative;	    /* (high - low) / median: what every ratio is widened by */
+	double busy;		    /* share of that time in which others had the processor, 0 to 1 */
+	double relative;	    /* what every ratio is widened by: (high - low) / median, or busy if that is more */
 };
 #define BENCH_BATCH 15
 
@@ -236,6 +237,7 @@ void bench_host_describe(struct bench_host *host);
 double bench_load_average(void);
 struct bench_meter {
 	unsigned count;
+	double wall_ns, cpu_ns; /* of all blocks */
 	double blocks[4096];
 };
 /* Times count blocks of the fixed work. */

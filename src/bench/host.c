@@ -2,7 +2,8 @@
  * The host: what it is, and how quiet it is. The noise is measured, not assumed: a fixed chain of dependent
  * multiplications, about a millisecond a block, is timed before the first launch, before each other one and after the last.
  * Results are medians, so the noise is what medians of a few blocks in a row differ by: everything else may differ by
- * that too, whatever is being compared.
+ * that too, whatever is being compared. A median of short blocks does not see that others take the processor in turns,
+ * which longer samples suffer from; so the share of the time that others had counts too, if it is more.
  */
 #include <cpuid.h>
 #include <math.h>
@@ -64,9 +65,18 @@ void bench_host_describe(struct bench_host *host)
 
 #define BLOCK_STEPS 1000000
 
+static double cpu_time(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
 void bench_meter_run(struct bench_meter *meter, unsigned count)
 {
-	uint64_t x = 1;
+	uint64_t x = 1, began = bench_now();
+	double cpu = cpu_time();
 
 	for (unsigned i = 0; i < count; i++) {
 		uint64_t start = bench_now();
@@ -78,6 +88,8 @@ void bench_meter_run(struct bench_meter *meter, unsigned count)
 		if (meter->count < sizeof(meter->blocks) / sizeof(meter->blocks[0]))
 			meter->blocks[meter->count++] = (double)(bench_now() - start);
 	}
+	meter->wall_ns += (double)(bench_now() - began);
+	meter->cpu_ns += cpu_time() - cpu;
 }
 
 void bench_meter_read(const struct bench_meter *meter, struct bench_noise *noise)
@@ -92,5 +104,7 @@ void bench_meter_read(const struct bench_meter *meter, struct bench_noise *noise
 	noise->worst_ns = bench_quantile(meter->blocks, meter->count, 1);
 	noise->low_ns = bench_quantile(medians, batches, 0.1);
 	noise->high_ns = bench_quantile(medians, batches, 0.9);
+	noise->busy = meter->wall_ns > 0 ? fmax(0, 1 - meter->cpu_ns / meter->wall_ns) : 0;
 	noise->relative = noise->median_ns > 0 ? (noise->high_ns - noise->low_ns) / noise->median_ns : 0;
+	noise->relative = fmax(noise->relative, noise->busy);
 }

@@ -67,7 +67,8 @@ static void head(FILE *file, const struct bench_result *r)
 	fact(file, "Host kernel", "%s", r->host.kernel);
 	fact(file, "KVM", "%s; memory: %s", r->host.kvm, r->host.memory_virt);
 	fact(file, "Guest kernel", "%s", r->guest_kernel[0] ? r->guest_kernel : "none");
-	fact(file, "Noise of the host", "%.1f %% (worst block %+.0f %% of %u)", r->noise.relative * 100,
+	fact(file, "Noise of the host", "%.1f %% (others had the processor for %.0f %%; worst block %+.0f %% of %u)",
+		r->noise.relative * 100, r->noise.busy * 100,
 		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0,
 		r->noise.blocks);
 	fact(file, "Load average", "%.2f at the start, %.2f at the end", r->host.load_start, r->host.load_end);

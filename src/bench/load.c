@@ -74,6 +74,7 @@ static void host_load(struct bench_result *r, const struct json_value *root)
 	r->noise.low_ns = number_load(noise, "low_ns");
 	r->noise.high_ns = number_load(noise, "high_ns");
 	r->noise.worst_ns = number_load(noise, "worst_ns");
+	r->noise.busy = number_load(noise, "busy");
 	r->noise.relative = fmax(0, number_load(noise, "relative"));
 }
 

@@ -37,6 +37,7 @@ static void save_host(struct json_writer *w, const struct bench_result *r)
 	member_double(w, "low_ns", noise->low_ns);
 	member_double(w, "high_ns", noise->high_ns);
 	member_double(w, "worst_ns", noise->worst_ns);
+	member_double(w, "busy", noise->busy);
 	member_double(w, "relative", noise->relative);
 	json_end_object(w);
 }

@@ -509,9 +509,9 @@ static void pace_set(struct session *s)
 		s->deadline = ~0ull;
 		break;
 	default:
-		s->rounds = 3;
-		s->repeat = 5;
-		s->scale = "0.1";
+		s->rounds = 5;
+		s->repeat = 3;
+		s->scale = "0.02";
 		s->limit = 300;
 		s->deadline = ~0ull;
 		break;
@@ -539,8 +539,11 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 	pace_set(s);
 	bench_meter_run(&s->meter, first_blocks);
 	bench_meter_read(&s->meter, &result->noise);
-	fprintf(stderr, "host noise %.1f %% (medians of a fixed piece of work, %u times), load average %.2f\n",
-		result->noise.relative * 100, result->noise.blocks, result->host.load_start);
+	fprintf(stderr,
+		"host noise %.1f %% (a fixed piece of work, %u times; others had the processor for %.0f %% of "
+		"that time), load average %.2f\n",
+		result->noise.relative * 100, result->noise.blocks, result->noise.busy * 100,
+		result->host.load_start);
 	order_set(s);
 	impossible_skip(s);
 	rc = rounds_run(s);
