@@ -354,6 +354,25 @@ static void bind_registers(const struct decoded *d, struct native_op *op)
 	}
 }
 
+/* Outside of 64-bit mode VEX.W does not widen a general operand (SDM vol. 2, 2.3.5.5). */
+static bool is_w_ignored(const ZydisDecodedInstruction *z)
+{
+	if (z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64)
+		return false;
+	switch (z->mnemonic) {
+	case ZYDIS_MNEMONIC_VCVTSI2SD:
+	case ZYDIS_MNEMONIC_VCVTSI2SS:
+	case ZYDIS_MNEMONIC_VCVTSD2SI:
+	case ZYDIS_MNEMONIC_VCVTSS2SI:
+	case ZYDIS_MNEMONIC_VCVTTSD2SI:
+	case ZYDIS_MNEMONIC_VCVTTSS2SI:
+	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VPINSRD:
+	case ZYDIS_MNEMONIC_VPEXTRD: return true;
+	default: return false;
+	}
+}
+
 /* The VEX prefix: fields of registers that were replaced are neutral, those that 32-bit mode ignores too. */
 static unsigned encode_vex(const struct decoded *d, bool memory, bool gpr_reg, bool gpr_rm, uint8_t *out)
 {
@@ -371,7 +390,7 @@ static unsigned encode_vex(const struct decoded *d, bool memory, bool gpr_reg, b
 		x = z->raw.vex.X == 0;
 	out[0] = 0xc4;
 	out[1] = (uint8_t)((!r) << 7 | (!x) << 6 | (!b) << 5 | z->raw.vex.m_mmmm);
-	out[2] = (uint8_t)(z->raw.vex.W << 7 | vvvv << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
+	out[2] = (uint8_t)((z->raw.vex.W && !is_w_ignored(z)) << 7 | vvvv << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
 	return 3;
 }
 
@@ -460,6 +479,11 @@ bool native_encode(const struct insn *i, const struct decoded *d, const uint8_t 
 	for (unsigned k = 0; k < 2; k++)
 		for (unsigned b = 0; b < z->raw.imm[k].size / 8u; b++)
 			out[n++] = bytes[z->raw.imm[k].offset + b];
+	/* A register in an immediate (VBLENDVPS): eight of them outside of 64-bit mode. */
+	if (z->machine_mode != ZYDIS_MACHINE_MODE_LONG_64)
+		for (unsigned k = 0; k < z->operand_count; k++)
+			if (d->op[k].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+				out[n - 1] &= 0x7f;
 	if (n + 1 > sizeof(op->bytes))
 		return false;
 	out[n++] = 0xc3;

@@ -204,6 +204,18 @@ static uint8_t vector_id(ZydisRegister reg)
 	return (uint8_t)(ZydisRegisterGetId(reg) & 15);
 }
 
+/* VZEROALL, VZEROUPPER outside of 64-bit mode: eight registers. */
+static void op_vzero(struct engine *e, const struct insn *i)
+{
+	native_check(e, NATIVE_AVX);
+	native_materialize(e->cpu);
+	for (unsigned n = 0; n < 8; n++) {
+		memset(ymm_high(e->cpu, n), 0, 16);
+		if (i->cc)
+			memset(xmm_low(e->cpu, n), 0, 16);
+	}
+}
+
 static insn_fn finish(struct engine *e, struct insn *i, struct native_op *op, insn_fn fn)
 {
 	memset(op->bytes, 0xcc, sizeof(op->bytes));
@@ -269,7 +281,15 @@ static insn_fn maskmov(struct engine *e, struct insn *i, const struct decoded *d
 
 insn_fn native_special_handler(struct engine *e, struct insn *i, const struct decoded *d)
 {
+	bool legacy = d->insn.machine_mode != ZYDIS_MACHINE_MODE_LONG_64;
+
 	switch (d->insn.mnemonic) {
+	case ZYDIS_MNEMONIC_VZEROALL:
+	case ZYDIS_MNEMONIC_VZEROUPPER:
+		i->cc = d->insn.mnemonic == ZYDIS_MNEMONIC_VZEROALL;
+		return legacy ? op_vzero : NULL;
+	case ZYDIS_MNEMONIC_VPINSRD: /* with W it is VPINSRQ, which AMD's processors refuse and Intel's take for VPINSRD */
+		return legacy && d->insn.raw.vex.W && decode_is_amd(e) ? op_undefined : NULL;
 	case ZYDIS_MNEMONIC_LDMXCSR:
 	case ZYDIS_MNEMONIC_VLDMXCSR:
 		i->cc = d->insn.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR;
