@@ -342,8 +342,10 @@ uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva)
 {
 	uint64_t gpa = 0;
 
-	*hva = mmu_resolve(e, gva & ~0xfffull, 1, ACCESS_EXEC, mmu_array(e, ACCESS_EXEC), &gpa);
-	return gpa;
+	*hva = mmu_resolve(e, gva, 1, ACCESS_EXEC, mmu_array(e, ACCESS_EXEC), &gpa); /* CR2 is the byte's */
+	if (*hva)
+		*hva -= gva & 0xfff;
+	return gpa & ~0xfffull;
 }
 
 bool mmu_is_global_code(const struct engine *e, uint64_t gva)
