@@ -64,10 +64,18 @@ static void call(struct engine *e, const struct insn *i, uint64_t target)
 	e->cpu->gpr[GPR_RIP] = target;
 }
 
+/* Of a bad target and a bad stack AMD's processors report the stack. */
+static void refuse_call(struct engine *e)
+{
+	if (decode_is_amd(e))
+		linear_rmw(e, segment_linear(e, SEG_SS, e->cpu->gpr[GPR_RSP] - 8, 8, ACCESS_WRITE), 8);
+	engine_raise_error(e, EXC_GP, 0);
+}
+
 static inline void call64(struct engine *e, uint64_t target)
 {
 	if (engine_unlikely(!is_canonical(target)))
-		engine_raise_error(e, EXC_GP, 0);
+		refuse_call(e);
 	stack_push64(e, e->cpu->gpr[GPR_RIP]);
 	e->cpu->gpr[GPR_RIP] = target;
 }

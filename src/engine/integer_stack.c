@@ -92,8 +92,7 @@ static void op_pusha(struct engine *e, const struct insn *i)
 	unsigned n = i->opsize;
 	uint64_t rsp = g[GPR_RSP];
 
-	/* The far end first: what faults does so before anything is written, one page apart at most. */
-	linear_rmw(e, stack_linear(e, rsp - 8 * n, n, ACCESS_WRITE), n);
+	/* In order: a fault in the middle leaves what was stored, and RSP as it was. */
 	for (unsigned k = 0; k < 8; k++)
 		linear_store(e, stack_linear(e, rsp - (k + 1) * n, n, ACCESS_WRITE), n, g[k]);
 	set_stack_register(e, GPR_RSP, rsp - 8 * n);

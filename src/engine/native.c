@@ -258,12 +258,13 @@ static void *prepare_memory(struct engine *e, const struct insn *i, const struct
 	uint8_t *p;
 	unsigned span;
 
-	/* Alignment comes before canonicality, whose fault may be #SS. */
-	if ((op->flags & NATIVE_ALIGNED) && e->flat && (insn_flat_linear(e, i) & (size - 1)))
-		engine_raise_error(e, EXC_GP, 0);
+	/* Alignment comes before canonicality and the segment's limit, whose fault may be #SS. */
+	if (op->flags & NATIVE_ALIGNED) {
+		gva = e->flat ? insn_flat_linear(e, i) : e->cpu->seg[i->seg].base + insn_offset(e, i);
+		if (gva & (size - 1))
+			engine_raise_error(e, EXC_GP, 0);
+	}
 	gva = insn_linear(e, i, size, access);
-	if ((op->flags & NATIVE_ALIGNED) && (gva & (size - 1)))
-		engine_raise_error(e, EXC_GP, 0);
 	*bounced = ~0ull;
 	if (access == ACCESS_WRITE) {
 		p = linear_rmw(e, gva, size);
