@@ -141,7 +141,13 @@ struct engine {
 	bool fault_has_error;
 	uint32_t fault_error;
 	uint64_t fault_address;    /* #PF */
-	char first_fault[256];	   /* for the crash report: the first of the exceptions that became a triple fault */
+	struct {
+		uint8_t vector, cpl;
+		bool has_error;
+		uint16_t cs;
+		uint32_t error;
+		uint64_t rip, cr2;
+	} first_fault;		   /* for the crash report: the first of the exceptions that became a triple fault */
 };
 
 /* --- exec.c --- */

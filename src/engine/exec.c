@@ -126,14 +126,30 @@ static const char *exception_name(unsigned vector)
 static void note_first_fault(struct engine *e, uint8_t vector, bool has_error, uint32_t error)
 {
 	const struct cpu_state *cpu = e->cpu;
+
+	e->first_fault.vector = vector;
+	e->first_fault.cpl = e->cpl;
+	e->first_fault.has_error = has_error;
+	e->first_fault.cs = cpu->seg[SEG_CS].selector;
+	e->first_fault.error = error;
+	e->first_fault.rip = cpu->gpr[GPR_RIP];
+	e->first_fault.cr2 = cpu->cr2;
+}
+
+static void report_triple_fault(struct engine *e)
+{
 	char code[32] = "", address[48] = "";
 
-	if (has_error)
-		snprintf(code, sizeof(code), " with error code %#x", error);
-	if (vector == EXC_PF)
-		snprintf(address, sizeof(address), " (CR2 %#llx)", (unsigned long long)cpu->cr2);
-	snprintf(e->first_fault, sizeof(e->first_fault), "%s (vector %u)%s%s at %#x:%#llx, CPL %u", exception_name(vector),
-		vector, code, address, cpu->seg[SEG_CS].selector, (unsigned long long)cpu->gpr[GPR_RIP], e->cpl);
+	if (e->first_fault.has_error)
+		snprintf(code, sizeof(code), " with error code %#x", e->first_fault.error);
+	if (e->first_fault.vector == EXC_PF)
+		snprintf(address, sizeof(address), " (CR2 %#llx)", (unsigned long long)e->first_fault.cr2);
+	snprintf(e->block->exit.text, sizeof(e->block->exit.text),
+		"triple fault: the first cause was %s (vector %u)%s%s at %#x:%#llx, CPL %u; "
+		"the last was %s (vector %u) with error code %#x, CR2 %#llx",
+		exception_name(e->first_fault.vector), e->first_fault.vector, code, address, e->first_fault.cs,
+		(unsigned long long)e->first_fault.rip, e->first_fault.cpl, exception_name(e->fault_vector), e->fault_vector,
+		e->fault_error, (unsigned long long)e->cpu->cr2);
 }
 
 static void count_exception(struct engine *e, uint8_t vector)
@@ -221,9 +237,7 @@ static bool deliver(struct engine *e, uint8_t vector, enum delivery how, bool ha
 shutdown:
 	e->delivering = false;
 	e->cpu->activity = CPU_SHUTDOWN;
-	snprintf(e->block->exit.text, sizeof(e->block->exit.text),
-		"triple fault: the first cause was %s; the last was %s (vector %u) with error code %#x, CR2 %#llx", e->first_fault,
-		exception_name(e->fault_vector), e->fault_vector, e->fault_error, (unsigned long long)e->cpu->cr2);
+	report_triple_fault(e);
 	return false;
 }
 
