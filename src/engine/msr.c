@@ -118,6 +118,8 @@ static bool set_efer(struct engine *e, uint64_t value)
 	cpu->efer = value;
 	if (changed & EFER_NXE)
 		mmu_flush_all(e);
+	if (changed & EFER_SCE)
+		engine_invalidate_all(e);
 	engine_update_mode(e);
 	return true;
 }
@@ -216,6 +218,9 @@ static bool msr_write(struct engine *e, uint32_t msr, uint64_t value)
 	}
 	if (!plain)
 		return cpu_msr_ignored(&e->block->model, msr);
+	/* SYSCALL and SYSRET are translated for these. */
+	if ((msr == MSR_STAR || msr == MSR_SFMASK) && *plain != value)
+		engine_invalidate_all(e);
 	*plain = value;
 	return true;
 }

@@ -51,6 +51,7 @@ struct hot {
 	uint64_t target;	     /* of the indirect jump under way */
 	uint64_t save;		     /* RCX, while the jump cache is looked up; RAX, while flags are kept */
 	uint64_t string_si, string_di; /* deltas in RSI and RDI while MOVS or STOS runs */
+	uint64_t mode_changed;	     /* CS and SS are another privilege's since the engine has last looked */
 	uint64_t exit_site;
 	uint64_t scratch[2];	     /* R10, R11 at a fault */
 	uint64_t rsp_host;

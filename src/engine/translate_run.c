@@ -190,6 +190,10 @@ static void enter(struct engine *e, uint64_t pc)
 		bv |= XSTATE_VECTOR;
 		memcpy(e->cpu->xsave + XSAVE_BV_OFFSET, &bv, sizeof(bv));
 	}
+	if (t->hot.mode_changed) {
+		t->hot.mode_changed = 0;
+		engine_update_mode(e);
+	}
 	e->cpu->gpr[GPR_RSP] = t->hot.rsp_host - t->hot.rsp_delta;
 	flags_set(e->cpu, (uint32_t)t->hot.flags);
 }
@@ -379,6 +383,7 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 		prepare(e, view, start);
 		set_vector(e, vector);
 		enter(e, pc);
+		view = e->cpl == 3 ? SHADOW_USER : SHADOW_SUPERVISOR;
 		if (t->faulted) {
 			again = repair(e, view, &vector);
 			pc = t->fault_pc;

@@ -82,12 +82,11 @@ static bool sti(struct tx *x, const struct tx_insn *i)
 	return true;
 }
 
-static bool pushf(struct tx *x, const struct tx_insn *i)
+/* S1 = RFLAGS as PUSHF shows it; destroys S2. */
+static void compose_flags(struct tx *x)
 {
 	struct hot *h = &x->t->hot;
 
-	if (i->d.insn.operand_width != 64)
-		return false;
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_store(&x->m, RAX, mem_abs(&h->save));
 	emit_bytes(&x->m, "\x0f\x90\xc0\x9f\x0f\xb7\xc0", 7); /* seto %al; lahf; movzwl %ax, %eax */
@@ -98,6 +97,42 @@ static bool pushf(struct tx *x, const struct tx_insn *i)
 	emit_load(&x->m, S2, rflags(x));
 	keep_bits(x, S2, &h->mask_virtual);
 	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
+}
+
+/* The host's status flags = those in S1, which it destroys. */
+static void load_status(struct tx *x)
+{
+	emit_store(&x->m, RAX, mem_abs(&x->t->hot.save));
+	/* mov %r10d, %eax; shl $8, %eax; shr $11, %r10d; and $1, %r10d; or %r10d, %eax; add $127, %al; sahf */
+	emit_bytes(&x->m, "\x44\x89\xd0\xc1\xe0\x08\x41\xc1\xea\x0b\x41\x83\xe2\x01\x44\x09\xd0\x04\x7f\x9e", 20);
+	emit_load(&x->m, RAX, mem_abs(&x->t->hot.save));
+}
+
+/* cpu_state.rflags = S1 without what it does not hold; destroys S2 and flags. */
+static void store_virtual(struct tx *x, uint32_t mask)
+{
+	emit_move(&x->m, S2, S1);
+	emit_bytes(&x->m, "\x49\x81\xe3", 3); /* and $imm, %r11 */
+	emit32(&x->m, VIRTUAL_FLAGS & mask);
+	emit_bytes(&x->m, "\x49\x83\xcb\x02", 4); /* or $2, %r11 */
+	emit_store(&x->m, S2, rflags(x));
+}
+
+/* The flags in S1 would change more than IF and the status flags: the interpreter does it. Destroys S2 and flags. */
+static void check_flags(struct tx *x, const struct tx_insn *i)
+{
+	emit_move(&x->m, S2, S1);
+	emit_op_mem(&x->m, 0x33, S2, rflags(x));
+	emit_bytes(&x->m, "\x41\xf7\xc3", 3); /* test $imm, %r11d */
+	emit32(&x->m, POPF_CAREFUL);
+	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
+}
+
+static bool pushf(struct tx *x, const struct tx_insn *i)
+{
+	if (i->d.insn.operand_width != 64)
+		return false;
+	compose_flags(x);
 	emit_push(&x->m, S1);
 	return true;
 }
@@ -108,23 +143,21 @@ static bool popf(struct tx *x, const struct tx_insn *i)
 		return false;
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_load(&x->m, S1, mem_base(RSP, 0));
-	emit_move(&x->m, S2, S1);
-	emit_op_mem(&x->m, 0x33, S2, rflags(x));
-	emit_bytes(&x->m, "\x41\xf7\xc3", 3); /* test $imm, %r11d */
-	emit32(&x->m, POPF_CAREFUL);
-	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
+	check_flags(x, i);
 	emit_lea(&x->m, RSP, mem_base(RSP, 8));
-	emit_move(&x->m, S2, S1);
-	emit_bytes(&x->m, "\x49\x81\xe3", 3); /* and $imm, %r11 */
-	emit32(&x->m, VIRTUAL_FLAGS);
-	emit_bytes(&x->m, "\x49\x83\xcb\x02", 4); /* or $2, %r11 */
-	emit_store(&x->m, S2, rflags(x));
-	emit_store(&x->m, RAX, mem_abs(&x->t->hot.save));
-	/* mov %r10d, %eax; shl $8, %eax; shr $11, %r10d; and $1, %r10d; or %r10d, %eax; add $127, %al; sahf */
-	emit_bytes(&x->m, "\x44\x89\xd0\xc1\xe0\x08\x41\xc1\xea\x0b\x41\x83\xe2\x01\x44\x09\xd0\x04\x7f\x9e", 20);
-	emit_load(&x->m, RAX, mem_abs(&x->t->hot.save));
+	store_virtual(x, ~0u);
+	load_status(x);
 	poll_attention(x, i->next);
 	return true;
+}
+
+/* hot.seg_host of FS (0) or GS (1) for the base in S1; destroys both. */
+static void follow_segment(struct tx *x, unsigned n)
+{
+	emit_pext(&x->m, S2, S1, mem_abs(&x->t->hot.slot_mask));
+	emit_load(&x->m, S2, mem_table(x->e->deltas->delta[x->view], S2));
+	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_store(&x->m, S1, mem_abs(&x->t->hot.seg_host[n]));
 }
 
 static bool swapgs(struct tx *x)
@@ -136,10 +169,113 @@ static bool swapgs(struct tx *x)
 	emit_load(&x->m, S2, mem_abs(&c->seg[SEG_GS].base));
 	emit_store(&x->m, S1, mem_abs(&c->seg[SEG_GS].base));
 	emit_store(&x->m, S2, mem_abs(&c->kernel_gs_base));
-	emit_pext(&x->m, S2, S1, mem_abs(&x->t->hot.slot_mask));
-	emit_load(&x->m, S2, mem_table(x->e->deltas->delta[x->view], S2));
-	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
-	emit_store(&x->m, S1, mem_abs(&x->t->hot.seg_host[1]));
+	follow_segment(x, 1);
+	return true;
+}
+
+/* --- SYSCALL and SYSRET --- */
+
+/* A flat segment, as 64-bit code has them: selector and access rights, limit, base. Destroys S2. */
+static void store_segment(struct tx *x, unsigned seg, uint16_t selector, uint32_t ar)
+{
+	uint64_t *words = (uint64_t *)&x->e->cpu->seg[seg];
+	uint64_t first = selector | (uint64_t)ar << 32;
+
+	emit_bytes(&x->m, "\x49\xbb", 2); /* mov $imm64, %r11 */
+	emit32(&x->m, (uint32_t)first);
+	emit32(&x->m, (uint32_t)(first >> 32));
+	emit_store(&x->m, S2, mem_abs(&words[0]));
+	emit_bytes(&x->m, "\x41\xbb\xff\xff\xff\xff", 6); /* mov $0xffffffff, %r11d */
+	emit_store(&x->m, S2, mem_abs(&words[1]));
+	emit_store_imm64(&x->m, &words[2], 0);
+}
+
+/* The other privilege: C is told when it comes by; RSP and the segment bases follow into the view. No flags. */
+static void change_view(struct tx *x, unsigned view)
+{
+	struct cpu_state *c = x->e->cpu;
+
+	emit_store_imm64(&x->m, &x->t->hot.mode_changed, 1);
+	tx_get_rsp(x, S1, 0);
+	x->view = view;
+	tx_switch_rsp(x);
+	emit_load(&x->m, S2, mem_abs(&x->t->hot.rsp_delta));
+	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 0 });
+	for (unsigned n = 0; n < 2; n++) {
+		emit_load(&x->m, S1, mem_abs(&c->seg[SEG_FS + n].base));
+		follow_segment(x, n);
+	}
+}
+
+static void count(struct tx *x, const uint64_t *counter)
+{
+	emit_bytes(&x->m, "\x48\xff", 2); /* incq */
+	emit_modrm_mem(&x->m, 0, mem_abs(counter));
+}
+
+/* STAR, SFMASK and EFER are the translation's; when they change all code is forgotten. */
+static bool call_system(struct tx *x, const struct tx_insn *i)
+{
+	const struct cpu_state *c = x->e->cpu;
+	uint16_t cs = (uint16_t)(c->star >> 32 & 0xfffc);
+
+	if (!(c->efer & EFER_SCE) || (c->sfmask & FLAGS_STATUS) != FLAGS_STATUS)
+		return false;
+	compose_flags(x);
+	emit_store(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
+	store_virtual(x, ~(uint32_t)c->sfmask);
+	count(x, &x->e->stats->emul_syscall);
+	emit_load(&x->m, RCX, mem_abs(&x->t->hot.code_base));
+	emit_lea(&x->m, RCX, mem_base(RCX, i->next));
+	store_segment(x, SEG_CS, cs, 0xa09b);
+	store_segment(x, SEG_SS, (uint16_t)(cs + 8), 0xc093);
+	change_view(x, SHADOW_SUPERVISOR);
+	emit_bytes(&x->m, "\x45\x31\xd2\x41\x80\xc2\x01", 7); /* xor %r10d, %r10d; add $1, %r10b: all status flags 0 */
+	emit_load(&x->m, S1, mem_abs(&c->lstar));
+	tx_jump(x, i->offset, 0, true);
+	x->view = SHADOW_USER;
+	x->ended = true;
+	return true;
+}
+
+static bool return_from_system(struct tx *x, const struct tx_insn *i)
+{
+	const struct cpu_state *c = x->e->cpu;
+	uint16_t base = (uint16_t)(c->star >> 48);
+
+	if (!(c->efer & EFER_SCE) || i->d.insn.operand_width != 64)
+		return false;
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
+	/* The status flags are R11's in any case. */
+	emit_move(&x->m, S1, RCX);
+	emit_shr(&x->m, S1, 47);
+	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
+	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
+	check_flags(x, i);
+	store_virtual(x, ~0u);
+	count(x, &x->e->stats->emul_sysret);
+	store_segment(x, SEG_CS, (uint16_t)((base + 16) | 3), 0xa09b | 3 << SEG_AR_DPL_SHIFT);
+	if (decode_is_amd(x->e)) {
+		/* Only the selector is loaded (APM vol. 3); the DPL is our CPL: movw, orl. */
+		emit_bytes(&x->m, "\x66\xc7", 2);
+		emit_modrm_mem(&x->m, 0, mem_abs(&c->seg[SEG_SS].selector));
+		emit8(&x->m, (uint8_t)((base + 8) | 3));
+		emit8(&x->m, (uint8_t)((base + 8) >> 8));
+		emit8(&x->m, 0x81);
+		emit_modrm_mem(&x->m, 1, mem_abs(&c->seg[SEG_SS].ar));
+		emit32(&x->m, SEG_AR_DPL);
+	} else {
+		store_segment(x, SEG_SS, (uint16_t)((base + 8) | 3), 0xc093 | 3 << SEG_AR_DPL_SHIFT);
+	}
+	change_view(x, SHADOW_USER);
+	emit_store(&x->m, RCX, mem_abs(&x->t->hot.target));
+	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
+	load_status(x);
+	poll_attention(x, MAP_TARGET);
+	emit_move(&x->m, S1, RCX);
+	tx_jump(x, i->offset, 0, false);
+	x->view = SHADOW_SUPERVISOR;
+	x->ended = true;
 	return true;
 }
 
@@ -210,6 +346,10 @@ bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded
 		return supervisor && popf(x, i);
 	case ZYDIS_MNEMONIC_SWAPGS:
 		return supervisor && swapgs(x);
+	case ZYDIS_MNEMONIC_SYSCALL:
+		return !supervisor && call_system(x, i);
+	case ZYDIS_MNEMONIC_SYSRET:
+		return supervisor && return_from_system(x, i);
 	case ZYDIS_MNEMONIC_MOV:
 		return supervisor && i->d.op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
 			ZydisRegisterGetClass(i->d.op[1].reg.value) == ZYDIS_REGCLASS_CONTROL && read_control(x, decoded);
