@@ -31,8 +31,15 @@
 
 enum bench_group { BENCH_NANO, BENCH_MICRO, BENCH_MACRO, BENCH_GROUPS };
 enum bench_unit { BENCH_CYCLES, BENCH_NS, BENCH_SECONDS, BENCH_UNITS };
-/* A launch runs one part: the bare-metal guest, the Linux guest with the static binary, the Debian root image. */
-enum bench_part { BENCH_PART_NANO, BENCH_PART_LINUX, BENCH_PART_ROOT, BENCH_PARTS };
+/*
+ * A launch runs one part: the bare-metal guest, the same with two vcpus, the Linux guest with the static binary, the
+ * Debian root image.
+ */
+enum bench_part { BENCH_PART_NANO, BENCH_PART_SMP, BENCH_PART_LINUX, BENCH_PART_ROOT, BENCH_PARTS };
+static inline bool bench_part_bare(enum bench_part part)
+{
+	return part == BENCH_PART_NANO || part == BENCH_PART_SMP;
+}
 enum bench_state { BENCH_EMPTY, BENCH_OK, BENCH_FAILED, BENCH_SKIPPED, BENCH_STATES };
 
 extern const char *const bench_group_names[BENCH_GROUPS];

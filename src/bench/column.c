@@ -212,7 +212,7 @@ static void native_command(
 {
 	char copy[BENCH_COMMAND_MAX / 2], *rest = copy;
 
-	add(b, part == BENCH_PART_NANO ? paths->nano_native : paths->micro);
+	add(b, bench_part_bare(part) ? paths->nano_native : paths->micro);
 	snprintf(copy, sizeof(copy), "%s", words);
 	for (char *word = strtok_r(copy, " ", &rest); word; word = strtok_r(NULL, " ", &rest))
 		add_joined(b, word, "");
@@ -227,15 +227,19 @@ static void vmm_command(struct builder *b, const struct bench_column *column, en
 		add(b, column->options[i]);
 	add(b, "--memory");
 	add(b, part == BENCH_PART_ROOT ? "1G" : "512M");
+	if (part == BENCH_PART_SMP) {
+		add(b, "--cpus");
+		add(b, "2");
+	}
 	add(b, "--on-reboot=exit");
 	add(b, "--stats");
 	add(b, paths->stats);
 	add(b, "--kernel");
 	/* Without the guest the options are still tried, on a file that is not there. */
-	add(b, part != BENCH_PART_NANO ? paths->kernel
+	add(b, !bench_part_bare(part) ? paths->kernel
 		: paths->nano[0]       ? paths->nano
 				       : "/nonexistent/nano.elf");
-	if (part != BENCH_PART_NANO) {
+	if (!bench_part_bare(part)) {
 		add(b, "--initrd");
 		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
 	}
@@ -260,11 +264,15 @@ static void qemu_command(struct builder *b, const struct bench_column *column, e
 	add(b, column->options[1]);
 	add(b, "-m");
 	add(b, part == BENCH_PART_ROOT ? "1024" : "512");
+	if (part == BENCH_PART_SMP) {
+		add(b, "-smp");
+		add(b, "2");
+	}
 	for (unsigned i = 0; i < sizeof(fixed) / sizeof(fixed[0]); i++)
 		add(b, fixed[i]);
 	add(b, "-kernel");
-	add(b, part == BENCH_PART_NANO ? paths->nano : paths->kernel);
-	if (part != BENCH_PART_NANO) {
+	add(b, bench_part_bare(part) ? paths->nano : paths->kernel);
+	if (!bench_part_bare(part)) {
 		add(b, "-initrd");
 		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
 	}

@@ -290,7 +290,7 @@ static void profile_kind(FILE *file, const struct bench_profile *profile, unsign
 bool html_profiles(FILE *file, const struct bench_result *r)
 {
 	static const char *const work[BENCH_PARTS] = {
-		"the bare-metal works", "the Linux works and the boot", "the Debian works"};
+		"the bare-metal works", "the bare-metal works with two vcpus", "the Linux works and the boot", "the Debian works"};
 	bool any = false;
 
 	for (unsigned part = 0; part < BENCH_PARTS; part++)

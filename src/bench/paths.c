@@ -234,7 +234,7 @@ int bench_works_choose(const struct bench_config *config, const struct bench_pat
 	struct bench_result *result, struct error *err)
 {
 	for (unsigned i = 0; i < bench_works_count; i++)
-		if (bench_works[i].part == BENCH_PART_NANO && (paths->nano[0] || paths->nano_native[0]))
+		if (bench_part_bare(bench_works[i].part) && (paths->nano[0] || paths->nano_native[0]))
 			work_add(config, result, &bench_works[i]);
 	if (!paths->nano[0])
 		bench_note(result,

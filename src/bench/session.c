@@ -17,6 +17,8 @@
 #include "bench_internal.h"
 #include "vmm/error.h"
 
+static const char late[] = "Its share of the time was over before it had ended.";
+
 #define ATTEMPTS_MAX 4
 #define CLOCK_TOLERANCE 0.1
 
@@ -94,8 +96,7 @@ static void words_build(const struct session *s, enum bench_part part, char *tex
 		at += (size_t)snprintf(text + at, size - at, "%s%s", i ? "," : "", s->output.items[i].id);
 	if (at < size)
 		snprintf(text + at, size - at, " repeat=%u %s=%s", s->output.wanted,
-			part == BENCH_PART_NANO ? "cycles" : "scale",
-			part == BENCH_PART_NANO ? s->cycles : s->scale);
+			bench_part_bare(part) ? "cycles" : "scale", bench_part_bare(part) ? s->cycles : s->scale);
 }
 
 static void on_line(void *ctx, const char *line, uint64_t now)
@@ -109,7 +110,7 @@ static bool status_good(const struct bench_column *column, enum bench_part part,
 	if (!WIFEXITED(status))
 		return false;
 	return !WEXITSTATUS(status) ||
-	       (part == BENCH_PART_NANO && column->kind != BENCH_NATIVE && (WEXITSTATUS(status) & 1));
+	       (bench_part_bare(part) && column->kind != BENCH_NATIVE && (WEXITSTATUS(status) & 1));
 }
 
 static void status_text(int status, char *text, size_t size)
@@ -124,11 +125,14 @@ static void status_text(int status, char *text, size_t size)
 static void judge(struct session *s, const struct bench_child *child, struct bench_launch *launch)
 {
 	const struct bench_output *out = &s->output;
+	int said = (int)strlen(child->tail);
 	char end[96], *why = launch->why;
 	size_t size = sizeof(launch->why);
 
 	launch->clock_ratio = bench_output_clock(out, s->result->host.tsc_hz);
 	status_text(child->status, end, sizeof(end));
+	said -= said && child->tail[said - 1] == '.';
+	said = said < 160 ? said : 160;
 	why[0] = 0;
 	if (child->interrupted)
 		snprintf(why, size, "It was interrupted.");
@@ -141,11 +145,11 @@ static void judge(struct session *s, const struct bench_child *child, struct ben
 	else if (out->bad[0])
 		snprintf(why, size, "Its output is not to be trusted: %.280s.", out->bad);
 	else if (!out->ended)
-		snprintf(why, size, "It did not come to its end; %s%s%.150s.", end,
-			child->tail[0] ? ", saying: " : "", child->tail);
+		snprintf(why, size, "It did not come to its end; %s%s%.*s.", end,
+			said ? ", saying: " : "", said, child->tail);
 	else if (!status_good(&s->result->columns[launch->column], launch->part, child->status))
-		snprintf(why, size, "It wrote its last line, but %s%s%.150s.", end,
-			child->tail[0] ? ", saying: " : "", child->tail);
+		snprintf(why, size, "It wrote its last line, but %s%s%.*s.", end,
+			said ? ", saying: " : "", said, child->tail);
 	else if (bench_output_culprit(out) >= 0)
 		snprintf(why, size, "It ended without all samples of %s.",
 			out->items[bench_output_culprit(out)].id);
@@ -240,6 +244,7 @@ static bool part_possible(const struct session *s, enum bench_part part, const s
 	if (!column->present)
 		return false;
 	switch (part) {
+	case BENCH_PART_SMP: return !native && s->paths->nano[0];
 	case BENCH_PART_NANO: return native ? s->paths->nano_native[0] : s->paths->nano[0];
 	case BENCH_PART_LINUX: return s->paths->micro[0] && (native || s->paths->kernel[0]);
 	default: return !native && s->paths->root[0];
@@ -253,8 +258,8 @@ static double time_limit(const struct session *s, enum bench_part part, unsigned
 
 	for (unsigned i = s->result->column_count; !round && i-- && s->order[i] != column;)
 		if (part_possible(s, part, &s->result->columns[s->order[i]]))
-			reserve += part == BENCH_PART_NANO ? 2 : 8;
-	if (!round && part == BENCH_PART_NANO)
+			reserve += bench_part_bare(part) ? 2 : 8;
+	if (!round && bench_part_bare(part))
 		reserve += 20;
 	return fmin(s->limit, fmax(left - reserve, left / 4));
 }
@@ -300,15 +305,14 @@ static void progress(const struct session *s, const struct bench_launch *launch)
 		launch->ok ? "" : ": ", launch->why);
 }
 
-static void skip_late(struct session *s, enum bench_part part, unsigned column)
+static void part_skip(struct session *s, enum bench_part part, unsigned column, const char *why)
 {
 	for (unsigned w = 0; w < s->result->work_count; w++) {
 		struct bench_cell *cell = &s->result->cells[w][column];
 
 		if (s->result->works[w].part == part && cell->state == BENCH_EMPTY) {
 			cell->state = BENCH_SKIPPED;
-			snprintf(cell->why, sizeof(cell->why),
-				"Its share of the time was over before it had ended.");
+			snprintf(cell->why, sizeof(cell->why), "%s", why);
 		}
 	}
 }
@@ -326,6 +330,8 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 	const struct bench_launch *launch, bool *left_out, unsigned attempt)
 {
 	int culprit = bench_output_culprit(&s->output), w;
+	bool unsupported = s->result->columns[launch->column].kind == BENCH_VMM && WIFEXITED(child->status) &&
+		WEXITSTATUS(child->status) == 10 && !s->output.begun; /* vmm(1): not in this version */
 	bool ours = child->timed_out && child->limit < s->limit; /* not its fault: the budget of --quick */
 
 	if (salvageable(s, child, launch)) {
@@ -335,8 +341,13 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 				s->result->works, s->result->work_count, s->output.items[i].id)] |=
 				bench_item_complete(&s->output, &s->output.items[i]);
 	}
+	if (unsupported) {
+		part_skip(s, launch->part, launch->column,
+			strncmp(child->tail, "vmm: ", 5) ? child->tail : child->tail + 5);
+		return false;
+	}
 	if (ours) {
-		skip_late(s, launch->part, launch->column);
+		part_skip(s, launch->part, launch->column, late);
 		return false;
 	}
 	if (!s->output.begun || attempt + 1 == ATTEMPTS_MAX || (culprit < 0 && attempt)) {
@@ -348,7 +359,7 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 	w = bench_work_find(s->result->works, s->result->work_count, s->output.items[culprit].id);
 	cell_fail(&s->result->cells[w][launch->column], launch->why);
 	if (remaining(s) < launch->seconds) {
-		skip_late(s, launch->part, launch->column);
+		part_skip(s, launch->part, launch->column, late);
 		return false;
 	}
 	return true;
@@ -406,7 +417,7 @@ static void impossible_skip(struct session *s)
 
 			if (s->result->columns[c].kind != BENCH_NATIVE || !s->result->columns[c].present)
 				continue;
-			if (work->part == BENCH_PART_NANO && !work->ring3)
+			if (bench_part_bare(work->part) && !work->ring3)
 				snprintf(cell->why, sizeof(cell->why), "Ring 3 may not do this.");
 			else if (work->part == BENCH_PART_ROOT)
 				snprintf(cell->why, sizeof(cell->why), "The root image is for guests.");
@@ -431,7 +442,7 @@ static int rounds_run(struct session *s)
 				if (!part_possible(s, (enum bench_part)part, &s->result->columns[c]))
 					continue;
 				if (remaining(s) < 1) {
-					skip_late(s, (enum bench_part)part, c);
+					part_skip(s, (enum bench_part)part, c, late);
 					continue;
 				}
 				rc = turn(s, (enum bench_part)part, c, round);

@@ -9,11 +9,12 @@
 
 const char *const bench_group_names[BENCH_GROUPS] = {"nano", "micro", "macro"};
 const char *const bench_unit_names[BENCH_UNITS] = {"cycles", "ns", "s"};
-const char *const bench_part_names[BENCH_PARTS] = {"bare metal", "linux", "debian"};
+const char *const bench_part_names[BENCH_PARTS] = {"bare metal", "two vcpus", "linux", "debian"};
 const char *const bench_state_names[BENCH_STATES] = {"empty", "ok", "failed", "skipped"};
 const char *const bench_kind_names[BENCH_COLUMN_KINDS] = {"native", "vmm", "qemu"};
 
 #define NANO(id, text) {id, BENCH_NANO, BENCH_CYCLES, BENCH_PART_NANO, text, false, false}
+#define SMP(id, text) {id, BENCH_NANO, BENCH_CYCLES, BENCH_PART_SMP, text, false, false}
 #define RING3(id, text) {id, BENCH_NANO, BENCH_CYCLES, BENCH_PART_NANO, text, true, false}
 #define MICRO(id, text) {id, BENCH_MICRO, BENCH_NS, BENCH_PART_LINUX, text, true, false}
 #define HEAVY(id, text) {id, BENCH_MICRO, BENCH_NS, BENCH_PART_LINUX, text, true, true}
@@ -52,8 +53,8 @@ const struct bench_work bench_works[] = {
 	NANO("lapic-eoi", "EOI of the local APIC"),
 	NANO("timer", "local APIC timer interrupt round trip"),
 	NANO("timer-wake", "lateness of a timer interrupt that ends HLT"),
-	NANO("ipi", "interrupt to a spinning vcpu and back"),
-	NANO("ipi-wake", "interrupt to a halted vcpu and back"),
+	SMP("ipi", "interrupt to a spinning vcpu and back"),
+	SMP("ipi-wake", "interrupt to a halted vcpu and back"),
 	NANO("hypercall", "VMCALL or VMMCALL"),
 	MICRO("getppid", "getppid()"),
 	MICRO("gettimeofday", "gettimeofday()"),
