@@ -564,13 +564,9 @@ static void create_shadow(struct engine *e)
 int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *ram, const struct engine_env *env,
 	struct engine **engine)
 {
-	/* Low if it can be: translated code looks at e->attention. */
-	const int prot = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_ANONYMOUS;
-	struct engine *e = mmap(NULL, sizeof(*e), prot, flags | MAP_32BIT, -1, 0);
-	int error;
-
-	if (e == MAP_FAILED)
-		e = mmap(NULL, sizeof(*e), prot, flags, -1, 0);
+	/* Translated code addresses it absolutely. */
+	int low = block->engine == VCPU_ENGINE_TRANSLATE ? MAP_32BIT : 0, error;
+	struct engine *e = mmap(NULL, sizeof(*e), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | low, -1, 0);
 
 	if (e == MAP_FAILED)
 		return -ENOMEM;
