@@ -3,12 +3,13 @@
  * from the same registers and memory, and everything that they leave is compared: general registers, all flags (undefined
  * ones too: the engine has the host compute them), x87, SSE and AVX state, memory, and the exception if there was one.
  *
- *   difftest [--count N] [--seed S] [--length L] [--class all|integer|vector|x87] [--keep-going]
+ *   difftest [--count N] [--seed S] [--length L] [--class all|integer|vector|x87|branch] [--bits 64|32] [--keep-going]
  *
  * The host's run begins and ends in signal handlers: SIGUSR1's return loads the registers of the test, INT3 after the code
- * (or the fault) ends it. The guest's page tables show the same bytes at the same addresses:
+ * (or the fault) ends it. With --bits 32 it also loads a 32-bit code segment, which Linux has for every process, and the
+ * code runs in compatibility mode. The guest's page tables show the same bytes at the same addresses:
  *
- *   0x10000000  data, 16 KiB, read and write     0x20000000  code, 1 MiB     0x30000000  supervisor: IDT, TSS, stack
+ *   0x10000000  data, 16 KiB, read and write     0x20000000  code, 1 MiB, read     0x30000000  supervisor: IDT, TSS, stack
  */
 #include <errno.h>
 #include <getopt.h>
@@ -20,63 +21,15 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include <Zydis/Zydis.h>
-
-#include "engine/engine_state.h"
-#include "random_insn.h"
+#include "difftest.h"
 #include "vmm/error.h"
 
-#define DATA 0x10000000ull
-#define DATA_SIZE 0x4000u
-#define CODE 0x20000000ull
-#define CODE_SIZE 0x100000u
-#define SYSTEM 0x30000000ull
-#define HANDLERS (SYSTEM + 0x1000)
-#define IDT (SYSTEM + 0x2000)
-#define TSS (SYSTEM + 0x3000)
-#define STACK_TOP (SYSTEM + 0x5000)
+/* Of Linux; the guest's are like them. */
+#define SELECTOR_CODE32 0x23
+#define SELECTOR_DATA 0x2b
+#define SELECTOR_CODE64 0x33
 
-#define RAM_SIZE 0x400000u
-#define GPA_TABLES 0x1000u
-#define GPA_DATA 0x10000u
-#define GPA_SYSTEM 0x20000u
-#define GPA_CODE 0x100000u
-
-#define XSAVE_BV 512
-#define MAX_LENGTH 16
-
-struct outcome {
-	uint64_t gpr[16], rip, rflags, cr2;
-	int vector; /* −1: reached the end */
-	uint8_t xsave[CPU_XSAVE_SIZE];
-	uint8_t data[DATA_SIZE];
-};
-
-struct test {
-	uint8_t code[MAX_LENGTH * 15];
-	unsigned length, count;
-	bool loose_cr2; /* known: FLDENV and FRSTOR look at their operand's end first on some CPUs; the page counts */
-	uint64_t gpr[16], rflags, rip;
-	uint8_t xsave[CPU_XSAVE_SIZE];
-	uint8_t data[DATA_SIZE];
-};
-
-/* One run of the program; the signal handlers reach it through `current`. */
-struct tester {
-	struct insn_source source;
-	struct vcpu_block *block;
-	struct vm_shared *shared;
-	struct engine *engine;
-	uint8_t *ram;
-	uint64_t code_at;
-	struct test test;
-	struct outcome host, guest;
-	/* The host's run. */
-	greg_t saved_regs[NGREG];
-	uint8_t saved_fp[4096];
-	unsigned saved_fp_size;
-	volatile int running;
-};
+#define STEPS_MAX 200 /* of a test with branches; it has fewer */
 
 static struct tester *current;
 
@@ -107,6 +60,8 @@ static void enter_host_test(int sig, siginfo_t *info, void *context)
 		uc->uc_mcontext.gregs[greg_of[n]] = (greg_t)t->test.gpr[n];
 	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)t->test.rip;
 	uc->uc_mcontext.gregs[REG_EFL] = (greg_t)t->test.rflags;
+	if (t->bits == 32)
+		uc->uc_mcontext.gregs[REG_CSGSFS] = (uc->uc_mcontext.gregs[REG_CSGSFS] & ~0xffffll) | SELECTOR_CODE32;
 	memcpy(fp, t->test.xsave, 464);
 	memcpy(fp + XSAVE_BV, t->test.xsave + XSAVE_BV, 8);
 	memcpy(fp + 576, t->test.xsave + 576, 256);
@@ -160,12 +115,39 @@ static void leave_host_test(int sig, siginfo_t *info, void *context)
 	memcpy(fp, t->saved_fp, t->saved_fp_size);
 }
 
+static bool find_hidden(struct tester *t)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[512], flags[5];
+	unsigned long from, to;
+
+	while (maps && fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%lx-%lx %4s", &from, &to, flags) != 3 || from >> 32 || from == DATA || from == CODE)
+			continue;
+		if (t->hidden_count == HIDDEN_MAX)
+			return false;
+		t->hidden[t->hidden_count++] = (struct hidden){ (void *)from, to - from, (flags[0] == 'r' ? PROT_READ : 0) |
+			(flags[1] == 'w' ? PROT_WRITE : 0) | (flags[2] == 'x' ? PROT_EXEC : 0) };
+	}
+	return maps && !fclose(maps);
+}
+
+static void hide(struct tester *t, bool on)
+{
+	for (unsigned n = 0; n < t->hidden_count; n++)
+		if (mprotect(t->hidden[n].at, t->hidden[n].size, on ? PROT_NONE : t->hidden[n].prot))
+			abort();
+}
+
 static void run_host(struct tester *t)
 {
 	memcpy((void *)DATA, t->test.data, DATA_SIZE);
-	memcpy((void *)t->test.rip, t->test.code, t->test.length);
-	*(uint8_t *)(t->test.rip + t->test.length) = 0xcc;
+	memcpy(t->host_code + (t->test.rip - CODE), t->test.code, t->test.length);
+	t->host_code[t->test.rip - CODE + t->test.length] = 0xcc;
+	hide(t, true);
 	raise(SIGUSR1);
+	__asm__ volatile("push $0x202; popf" : : : "cc", "memory"); /* NT and ID survive a signal's return */
+	hide(t, false);
 	memcpy(t->host.data, (void *)DATA, DATA_SIZE);
 	materialize(t->host.xsave);
 }
@@ -195,7 +177,7 @@ static void map_pages(struct tester *t, uint64_t gva, uint64_t gpa, uint64_t siz
 		uint64_t pd = (gva + at) >> 21 & 511, pt = 3 + pd / 0x80;
 
 		tables[512 * 2 + pd] = (GPA_TABLES + pt * 4096) | PTE_P | PTE_W | PTE_U;
-		tables[512 * pt + ((gva + at) >> 12 & 511)] = (gpa + at) | flags | PTE_P | PTE_W | PTE_A | PTE_D;
+		tables[512 * pt + ((gva + at) >> 12 & 511)] = (gpa + at) | flags | PTE_P | PTE_A | PTE_D;
 	}
 }
 
@@ -206,9 +188,9 @@ static void fill_guest(struct tester *t)
 
 	tables[0] = (GPA_TABLES + 4096) | PTE_P | PTE_W | PTE_U;
 	tables[512] = (GPA_TABLES + 8192) | PTE_P | PTE_W | PTE_U;
-	map_pages(t, DATA, GPA_DATA, DATA_SIZE, PTE_U);
+	map_pages(t, DATA, GPA_DATA, DATA_SIZE, PTE_U | PTE_W);
 	map_pages(t, CODE, GPA_CODE, CODE_SIZE, PTE_U);
-	map_pages(t, SYSTEM, GPA_SYSTEM, 0x6000, 0);
+	map_pages(t, SYSTEM, GPA_SYSTEM, 0x6000, PTE_W);
 	for (unsigned v = 0; v < 32; v++) {
 		uint64_t target = HANDLERS + v * 16;
 		uint64_t gate[2] = { (target & 0xffff) | 8ull << 16 | 0xee00ull << 32 | (target >> 16 & 0xffff) << 48,
@@ -231,7 +213,7 @@ static void set_segment(struct cpu_segment *s, uint16_t selector, uint32_t ar)
 	s->limit = 0xffffffff;
 }
 
-static void set_machine_state(struct cpu_state *c)
+static void set_machine_state(struct cpu_state *c, unsigned bits)
 {
 	cpu_reset(c, true);
 	c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
@@ -240,8 +222,11 @@ static void set_machine_state(struct cpu_state *c)
 	c->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
 	c->xcr0 = 7;
 	for (unsigned s = 0; s < SEG_COUNT; s++)
-		set_segment(&c->seg[s], 0x2b, 0xc0f3);
-	set_segment(&c->seg[SEG_CS], 0x33, 0xa0fb);
+		set_segment(&c->seg[s], SELECTOR_DATA, 0xc0f3);
+	if (bits == 32)
+		set_segment(&c->seg[SEG_CS], SELECTOR_CODE32, 0xc0fb);
+	else
+		set_segment(&c->seg[SEG_CS], SELECTOR_CODE64, 0xa0fb);
 	set_segment(&c->tr, 0x40, 0x8b);
 	c->tr.base = TSS;
 	c->tr.limit = 0x67;
@@ -261,7 +246,11 @@ static void take_guest_fault(struct tester *t, int vector)
 	t->guest.rip = frame[skip];
 	t->guest.rflags = frame[skip + 2];
 	t->guest.gpr[GPR_RSP] = frame[skip + 3];
-	set_machine_state(&t->block->cpu);
+	if (vector == EXC_BP) {
+		t->guest.vector = -1;
+		t->guest.rip--;
+	}
+	set_machine_state(&t->block->cpu, t->bits);
 	engine_state_changed(t->engine);
 }
 
@@ -278,7 +267,7 @@ static void run_guest(struct tester *t)
 	c->rflags = t->test.rflags;
 	memcpy(c->xsave, t->test.xsave, sizeof(c->xsave));
 	c->cr2 = 0;
-	engine_run(t->engine, t->test.count);
+	engine_run(t->engine, t->test.open_ended ? STEPS_MAX : t->test.count);
 	memcpy(t->guest.gpr, c->gpr, sizeof(t->guest.gpr));
 	memcpy(t->guest.xsave, c->xsave, sizeof(c->xsave));
 	materialize(t->guest.xsave);
@@ -289,175 +278,6 @@ static void run_guest(struct tester *t)
 	if (rip >= HANDLERS && rip < HANDLERS + 32 * 16)
 		take_guest_fault(t, (int)(rip - HANDLERS) / 16);
 	memcpy(t->guest.data, t->ram + GPA_DATA, DATA_SIZE);
-}
-
-/* --- making tests --- */
-
-static int gpr_id(ZydisRegister reg)
-{
-	ZydisRegisterClass class = ZydisRegisterGetClass(reg);
-	int id;
-
-	if (class != ZYDIS_REGCLASS_GPR64 && class != ZYDIS_REGCLASS_GPR32)
-		return -1;
-	id = ZydisRegisterGetId(reg);
-	return id;
-}
-
-/* Sets registers, or the displacement, so that a memory operand lies in the data window. */
-static void aim_memory(struct tester *t, uint8_t *bytes, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op,
-	uint64_t end)
-{
-	uint64_t target = DATA + 0x800 + pick(&t->source, DATA_SIZE - 0x1000);
-	int base = gpr_id(op->mem.base), index = gpr_id(op->mem.index);
-	uint64_t sum = (uint64_t)op->mem.disp.value;
-
-	if (!pick(&t->source, 12))
-		target = DATA + 0x1000 * (uint64_t)(1 + pick(&t->source, 3)) - 1 - pick(&t->source, 40); /* across pages */
-	else if (!pick(&t->source, 24))
-		target = pick(&t->source, 2) ? DATA + DATA_SIZE - 1 - pick(&t->source, 40) : DATA - pick(&t->source, 40); /* or into nothing */
-	else if (pick(&t->source, 4))
-		target &= ~31ull;
-	if (index >= 0 && index != base) {
-		if (index != GPR_RSP && z->meta.category != ZYDIS_CATEGORY_AVX2GATHER)
-			t->test.gpr[index] = pick(&t->source, 64);
-		sum += t->test.gpr[index] * op->mem.scale;
-	}
-	if (base >= 0 && base != index) {
-		t->test.gpr[base] = target - sum;
-	} else if (base >= 0) {
-		t->test.gpr[base] = (target - sum) / (1 + op->mem.scale);
-	} else if (z->raw.disp.size == 32) {
-		int32_t disp = (int32_t)(target - (op->mem.base == ZYDIS_REGISTER_RIP ? end : 0) -
-			(index >= 0 ? t->test.gpr[index] * op->mem.scale : 0));
-
-		memcpy(bytes + z->raw.disp.offset, &disp, 4);
-	}
-}
-
-static void random_fp(struct tester *t)
-{
-	uint8_t *x = t->test.xsave;
-	uint64_t bv = 7;
-	uint32_t mxcsr = 0x1f80;
-
-	for (unsigned k = 0; k < 832; k += 8) {
-		uint64_t v = next_random(&t->source);
-
-		memcpy(x + k, &v, 8);
-	}
-	memset(x, 0, 32);
-	memset(x + 416, 0, 96);
-	memset(x + 512, 0, 64);
-	memcpy(x + XSAVE_BV, &bv, 8);
-	x[0] = 0x7f;
-	x[1] = pick(&t->source, 2) ? 3 : (uint8_t)pick(&t->source, 16);
-	if (pick(&t->source, 10) == 0)
-		x[0] &= (uint8_t)(0xc0 | next_random(&t->source));
-	x[4] = pick(&t->source, 3) ? 0xff : (uint8_t)next_random(&t->source);
-	x[3] = (uint8_t)(pick(&t->source, 8) << 3);
-	if (pick(&t->source, 3) == 0)
-		mxcsr = 0x1f80 | (uint32_t)(pick(&t->source, 4) << 13) | (pick(&t->source, 4) == 0 ? 0x8040 : 0);
-	if (pick(&t->source, 10) == 0)
-		mxcsr &= ~(uint32_t)(pick(&t->source, 64) << 7);
-	memcpy(x + 24, &mxcsr, 4);
-	/* Half of the numbers are reasonable ones. */
-	for (unsigned r = 0; r < 8; r++) {
-		memset(x + 32 + 16 * r + 10, 0, 6);
-		if (pick(&t->source, 2)) {
-			double v = (double)(int64_t)next_random(&t->source) / (double)(1ull << pick(&t->source, 63));
-			long double wide = v;
-
-			memcpy(x + 32 + 16 * r, &wide, 10);
-		}
-	}
-	for (unsigned r = 0; r < 16; r++) {
-		double v[2] = { (double)(int32_t)next_random(&t->source) / 16, (double)pick(&t->source, 1000) };
-		float f[4] = { (float)v[0], (float)v[1], 1.5f, -2.0f };
-
-		if (pick(&t->source, 3) == 0)
-			memcpy(x + 160 + 16 * r, v, 16);
-		else if (pick(&t->source, 3) == 0)
-			memcpy(x + 160 + 16 * r, f, 16);
-	}
-}
-
-static void random_registers(struct tester *t)
-{
-	for (unsigned n = 0; n < 16; n++) {
-		switch (pick(&t->source, 4)) {
-		case 0:
-			t->test.gpr[n] = next_random(&t->source);
-			break;
-		case 1:
-			t->test.gpr[n] = next_random(&t->source) >> pick(&t->source, 64);
-			break;
-		case 2:
-			t->test.gpr[n] = (uint64_t)(int64_t)((int)pick(&t->source, 512) - 256);
-			break;
-		default:
-			t->test.gpr[n] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
-		}
-	}
-	t->test.gpr[GPR_RSP] = DATA + DATA_SIZE / 2 + pick(&t->source, 64) * 8;
-	t->test.gpr[GPR_RSI] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
-	t->test.gpr[GPR_RDI] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
-	t->test.gpr[GPR_RBP] = DATA + DATA_SIZE / 2 + pick(&t->source, 256) * 8;
-	t->test.rflags = (next_random(&t->source) & (FLAGS_STATUS | FLAG_DF)) | FLAG_FIXED | FLAG_IF;
-}
-
-static bool append_insn(struct tester *t, const ZydisDecoder *decoder)
-{
-	uint8_t b[40];
-	ZydisDecodedInstruction z;
-	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
-
-	random_bytes(&t->source, b);
-	/* Addresses without a register are of no use unless their displacement can be set. */
-	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, b, 15, &z, ops)) || !insn_allowed(&t->source, &z, ops))
-		return false;
-	for (unsigned k = 0; k < z.operand_count; k++) {
-		bool hidden = ops[k].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
-
-		if (ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY && !hidden && pick(&t->source, 50))
-			aim_memory(t, b, &z, &ops[k], t->test.rip + t->test.length + z.length);
-		/* A register that counts: repeats stay short, bit offsets near. */
-		if (z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
-			t->test.gpr[GPR_RCX] = pick(&t->source, 40);
-		if (z.meta.category == ZYDIS_CATEGORY_BITBYTE && k == 1 && ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-			ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && gpr_id(ops[1].reg.value) >= 0 &&
-			gpr_id(ops[1].reg.value) != gpr_id(ops[0].mem.base))
-			t->test.gpr[gpr_id(ops[1].reg.value)] = (uint64_t)(int64_t)((int)pick(&t->source, 8192) - 4096);
-	}
-	if (z.mnemonic == ZYDIS_MNEMONIC_FLDENV || z.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
-		t->test.loose_cr2 = true;
-	if (z.mnemonic == ZYDIS_MNEMONIC_XLAT)
-		t->test.gpr[GPR_RBX] = DATA + 0x1000;
-	memcpy(t->test.code + t->test.length, b, z.length);
-	t->test.length += z.length;
-	t->test.count++;
-	return true;
-}
-
-static void make_test(struct tester *t, const ZydisDecoder *decoder, unsigned length)
-{
-	if (t->code_at + 512 > CODE + CODE_SIZE) {
-		t->code_at = CODE;
-		engine_state_changed(t->engine);
-	}
-	t->test.rip = t->code_at;
-	t->test.length = t->test.count = 0;
-	t->test.loose_cr2 = false;
-	random_registers(t);
-	random_fp(t);
-	for (unsigned k = 0; k < DATA_SIZE; k += 8) {
-		uint64_t v = next_random(&t->source);
-
-		memcpy(t->test.data + k, &v, 8);
-	}
-	while (t->test.count < length)
-		append_insn(t, decoder);
-	t->code_at += t->test.length + 16;
 }
 
 /* --- comparing --- */
@@ -480,22 +300,37 @@ static unsigned compare_bytes(const char *what, const uint8_t *host, const uint8
 	return different;
 }
 
+/*
+ * Known: of an operand that crosses the end of a 32-bit segment, some CPUs take the page fault of the first part before
+ * they look at the limit.
+ */
+static bool is_wrap(const struct tester *t)
+{
+	return t->bits == 32 && t->host.vector == EXC_PF && (t->guest.vector == EXC_GP || t->guest.vector == EXC_SS) &&
+		(t->test.loose_cr2 || t->host.cr2 > 0xffffff00);
+}
+
 static bool compare(struct tester *t, bool print)
 {
 	const struct outcome *h = &t->host, *g = &t->guest;
+	uint64_t mask = t->bits == 32 ? 0xffffffff : ~0ull;
 	unsigned bad = 0;
 
+	if (is_wrap(t))
+		return true;
 #define CHECK(name, a, b) \
 	if ((a) != (b)) { \
 		bad++; \
 		if (print) \
 			printf("  %-6s host %#llx engine %#llx\n", name, (unsigned long long)(a), (unsigned long long)(b)); \
 	}
+	if (print)
+		printf("  ended by exception %d\n", h->vector);
 	CHECK("vector", (long long)h->vector, (long long)g->vector);
 	CHECK("rip", h->rip, g->rip);
-	for (unsigned n = 0; n < 16; n++)
-		CHECK(gpr_name[n], h->gpr[n], g->gpr[n]);
-	CHECK("flags", h->rflags & ~FLAG_RF, g->rflags & ~FLAG_RF);
+	for (unsigned n = 0; n < (t->bits == 32 ? 8 : 16); n++)
+		CHECK(gpr_name[n], h->gpr[n] & mask, g->gpr[n] & mask);
+	CHECK("flags", h->rflags & ~(uint64_t)(FLAG_RF | t->test.undefined), g->rflags & ~(uint64_t)(FLAG_RF | t->test.undefined));
 	if (h->vector == EXC_PF)
 		CHECK("cr2", h->cr2 >> (t->test.loose_cr2 ? 12 : 0), g->cr2 >> (t->test.loose_cr2 ? 12 : 0));
 	if (memcmp(h->data, g->data, DATA_SIZE))
@@ -515,7 +350,7 @@ static void print_test(const struct tester *t, uint64_t number)
 
 	printf("test %llu:\n", (unsigned long long)number);
 	for (unsigned at = 0; at < t->test.length; at += d.info.length) {
-		if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, t->test.rip + at, t->test.code + at,
+		if (!ZYAN_SUCCESS(ZydisDisassembleIntel(t->bits == 32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64, t->test.rip + at, t->test.code + at,
 			    t->test.length - at, &d)))
 			break;
 		printf("  %#llx ", (unsigned long long)(t->test.rip + at));
@@ -536,7 +371,11 @@ static bool create(struct tester *t)
 {
 	static const struct engine_env env = { env_access, env_exit, env_wait, NULL, NULL, -1 };
 	struct error err;
-	int fd = memfd_create("difftest", 0);
+	int fd = memfd_create("difftest", 0), code_fd = memfd_create("difftest-code", 0);
+
+	/* Read-only where it runs, on both sides: tests that rewrite themselves are another test's business. */
+	t->host_code = code_fd < 0 || ftruncate(code_fd, CODE_SIZE) ? MAP_FAILED :
+		mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, code_fd, 0);
 
 	t->ram = fd < 0 || ftruncate(fd, RAM_SIZE) ? MAP_FAILED :
 		mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -551,13 +390,13 @@ static bool create(struct tester *t)
 	t->shared->cpu_count = 1;
 	if (cpu_model_create("common", 1, &t->block->model, &err))
 		return false;
-	set_machine_state(&t->block->cpu);
+	set_machine_state(&t->block->cpu, t->bits);
 	fill_guest(t);
 	if (mmap((void *)DATA, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED ||
-		mmap((void *)CODE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-			-1, 0) == MAP_FAILED)
+		t->host_code == MAP_FAILED ||
+		mmap((void *)CODE, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, code_fd, 0) == MAP_FAILED)
 		return false;
-	return engine_create(t->block, t->shared, t->ram, &env, &t->engine) == 0;
+	return engine_create(t->block, t->shared, t->ram, &env, &t->engine) == 0 && find_hidden(t);
 }
 
 static void catch_signals(void)
@@ -581,14 +420,16 @@ static void catch_signals(void)
 static enum insn_class parse_class(const char *name)
 {
 	return !strcmp(name, "integer") ? CLASS_INTEGER : !strcmp(name, "vector") ? CLASS_VECTOR :
-		!strcmp(name, "x87") ? CLASS_X87 : CLASS_ALL;
+		!strcmp(name, "x87") ? CLASS_X87 : !strcmp(name, "branch") ? CLASS_BRANCH : CLASS_ALL;
 }
 
 int main(int argc, char **argv)
 {
 	static const struct option options[] = { { "count", 1, NULL, 'c' }, { "seed", 1, NULL, 's' },
-		{ "length", 1, NULL, 'l' }, { "class", 1, NULL, 'k' }, { "keep-going", 0, NULL, 'g' }, { NULL, 0, NULL, 0 } };
-	struct tester *t = calloc(1, sizeof(*t));
+		{ "length", 1, NULL, 'l' }, { "class", 1, NULL, 'k' }, { "bits", 1, NULL, 'b' },
+		{ "keep-going", 0, NULL, 'g' }, { NULL, 0, NULL, 0 } };
+	static struct tester tester = { .bits = 64 };
+	struct tester *t = &tester;
 	uint64_t count = 100000, seed = 1, failures = 0, faults = 0;
 	unsigned length = 1;
 	bool keep_going = false;
@@ -603,6 +444,8 @@ int main(int argc, char **argv)
 			length = (unsigned)atoi(optarg) > MAX_LENGTH ? MAX_LENGTH : (unsigned)atoi(optarg);
 		else if (c == 'k')
 			t->source.class = parse_class(optarg);
+		else if (c == 'b')
+			t->bits = atoi(optarg) == 32 ? 32 : 64;
 		else if (c == 'g')
 			keep_going = true;
 		else
@@ -610,17 +453,22 @@ int main(int argc, char **argv)
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	current = t;
+	if (t->bits == 32)
+		ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
+	else
+		ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	/* Null in a 64-bit process, where they do not count. */
+	__asm__ volatile("mov %0, %%ds; mov %0, %%es" : : "r"(SELECTOR_DATA));
 	t->code_at = CODE;
-	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	t->source.legacy = t->bits == 32;
 	if (!create(t)) {
 		fprintf(stderr, "difftest: cannot set up\n");
 		return 77;
 	}
 	catch_signals();
 	for (uint64_t n = 0; n < count; n++) {
-		/* Each test can be made again from the seed and its number. */
 		insn_source_seed(&t->source, seed, n);
-		make_test(t, &decoder, length);
+		test_make(t, &decoder, length);
 		run_host(t);
 		run_guest(t);
 		faults += t->host.vector >= 0;

@@ -129,6 +129,7 @@ static bool class_allows(const struct insn_source *s, ZydisISASet set)
 {
 	switch (s->class) {
 	case CLASS_INTEGER:
+	case CLASS_BRANCH:
 		return !is_vector_set(set) && set != ZYDIS_ISA_SET_X87;
 	case CLASS_VECTOR:
 		return is_vector_set(set);
@@ -169,7 +170,7 @@ unsigned random_bytes(struct insn_source *s, uint8_t *b)
 		b[k] = (uint8_t)next_random(s);
 	if (s->class == CLASS_VECTOR && map < 38)
 		map = 38 + pick(s, 62);
-	if (s->class == CLASS_INTEGER && map >= 85)
+	if ((s->class == CLASS_INTEGER || s->class == CLASS_BRANCH) && map >= 85)
 		map = pick(s, 85);
 	if (map < 85) {
 		if (pick(s, 100) < 5)
@@ -180,7 +181,7 @@ unsigned random_bytes(struct insn_source *s, uint8_t *b)
 			b[n++] = 0x66;
 		if (pick(s, 100) < 20)
 			b[n++] = 0xf2 + (uint8_t)pick(s, 2);
-		if (pick(s, 100) < 55)
+		if (!s->legacy && pick(s, 100) < 55)
 			b[n++] = 0x40 | (uint8_t)pick(s, 16);
 	}
 	if (x87) {
@@ -189,6 +190,8 @@ unsigned random_bytes(struct insn_source *s, uint8_t *b)
 		b[n++] = 0xc4 + (uint8_t)pick(s, 2);
 		if (b[0] == 0xc4)
 			b[n] = (b[n] & 0xe0) | (uint8_t)(1 + pick(s, 3));
+		if (s->legacy)
+			b[n] |= 0xc0; /* else it is LDS or LES */
 	} else if (map >= 38) {
 		b[n++] = 0x0f;
 		if (map >= 80)

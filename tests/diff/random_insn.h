@@ -10,11 +10,12 @@
 
 #include <Zydis/Zydis.h>
 
-enum insn_class { CLASS_ALL, CLASS_INTEGER, CLASS_VECTOR, CLASS_X87 };
+enum insn_class { CLASS_ALL, CLASS_INTEGER, CLASS_VECTOR, CLASS_X87, CLASS_BRANCH };
 
 struct insn_source {
 	uint64_t random[2];
 	enum insn_class class;
+	bool legacy;   /* for 16- and 32-bit code: no REX, and what VEX looks like there */
 	bool segments; /* operands may be FS's and GS's */
 };
 
