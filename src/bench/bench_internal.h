@@ -121,7 +121,7 @@ struct bench_noise {
 	double median_ns, worst_ns; /* of all blocks */
 	double low_ns, high_ns;	    /* 10th and 90th percentile of the medians of BENCH_BATCH blocks in a row */
 	double busy;		    /* share of that time in which others had the processor, 0 to 1 */
-	double relative;	    /* what every ratio is widened by: (high - low) / median, or busy if that is more */
+	double relative;	    /* what every ratio is widened by: (high - low) / median, or busy / (1 - busy) if more */
 };
 #define BENCH_BATCH 15
 

@@ -61,6 +61,11 @@ static void pair_print(const struct bench_work *work, const char *column, const 
 	ratio = bench_ratio(b, a, noise);
 	if (ratio.value <= 0)
 		return;
+	if (work->unit == BENCH_CYCLES && bench_spread(a).value < 2 && bench_spread(b).value < 2) {
+		printf("%-18s %-18s less than two cycles, both times\n", work->id, column);
+		tally->same++;
+		return;
+	}
 	bench_value_text(bench_spread(a).value, work->unit, before, sizeof(before));
 	bench_value_text(bench_spread(b).value, work->unit, after, sizeof(after));
 	bench_ratio_text(ratio.value, value, sizeof(value));

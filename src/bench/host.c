@@ -3,7 +3,8 @@
  * multiplications, about a millisecond a block, is timed before the first launch, before each other one and after the last.
  * Results are medians, so the noise is what medians of a few blocks in a row differ by: everything else may differ by
  * that too, whatever is being compared. A median of short blocks does not see that others take the processor in turns,
- * which longer samples suffer from; so the share of the time that others had counts too, if it is more.
+ * which longer samples suffer from: if others have a share b of the time, a sample takes up to 1 / (1 - b) times as long.
+ * So b / (1 - b) is the noise, if it is more.
  */
 #include <cpuid.h>
 #include <math.h>
@@ -104,7 +105,7 @@ void bench_meter_read(const struct bench_meter *meter, struct bench_noise *noise
 	noise->worst_ns = bench_quantile(meter->blocks, meter->count, 1);
 	noise->low_ns = bench_quantile(medians, batches, 0.1);
 	noise->high_ns = bench_quantile(medians, batches, 0.9);
-	noise->busy = meter->wall_ns > 0 ? fmax(0, 1 - meter->cpu_ns / meter->wall_ns) : 0;
+	noise->busy = meter->wall_ns > 0 ? fmin(fmax(0, 1 - meter->cpu_ns / meter->wall_ns), 0.99) : 0;
 	noise->relative = noise->median_ns > 0 ? (noise->high_ns - noise->low_ns) / noise->median_ns : 0;
-	noise->relative = fmax(noise->relative, noise->busy);
+	noise->relative = fmax(noise->relative, noise->busy / (1 - noise->busy));
 }
