@@ -70,6 +70,9 @@
 	X(exits_poll, "translator: exits for an event") \
 	X(exits_fill, "translator: faults repaired by a fill") \
 	X(exits_fault, "translator: faults given to the interpreter") \
+	X(lockstep_blocks, "lock step: runs of translated blocks compared with the interpreter") \
+	X(lockstep_skipped, "lock step: runs not compared, as they wrote to too many pages") \
+	X(lockstep_races, "lock step: differences that were a device's writes") \
 	X(posted_writes, "writes posted without an exit") \
 	X(notifies, "queue notifications by eventfd without an exit")
 

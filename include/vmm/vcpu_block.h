@@ -124,8 +124,9 @@ struct vcpu_block {
 	struct engine_stats stats;
 };
 
-/* SLOTS: the interpreter, but its loads and stores go through the shadow that translated code uses; for debugging that one. */
-enum vcpu_engine { VCPU_ENGINE_INTERP, VCPU_ENGINE_TRANSLATE, VCPU_ENGINE_SLOTS };
+/* SLOTS: the interpreter, but its loads and stores go through the shadow that translated code uses; for debugging that one.
+ * LOCKSTEP: the translator, each block compared with the interpreter. */
+enum vcpu_engine { VCPU_ENGINE_INTERP, VCPU_ENGINE_TRANSLATE, VCPU_ENGINE_SLOTS, VCPU_ENGINE_LOCKSTEP };
 
 /* A doorbell: a write of `size` bytes at gpa is answered by 1 written to the eventfd in the same slot. */
 struct notify_slot {

@@ -36,7 +36,8 @@ static int choice_find(const struct choice *choices, const char *text, int *valu
 static const struct choice backends[] = {{"auto", MACHINE_BACKEND_AUTO}, {"soft", MACHINE_BACKEND_SOFT},
 	{"kvm", MACHINE_BACKEND_KVM}, {NULL, 0}};
 static const struct choice engines[] = {{"auto", MACHINE_ENGINE_AUTO}, {"interp", MACHINE_ENGINE_INTERP},
-	{"translate", MACHINE_ENGINE_TRANSLATE}, {"slots", MACHINE_ENGINE_SLOTS}, {NULL, 0}};
+	{"translate", MACHINE_ENGINE_TRANSLATE}, {"slots", MACHINE_ENGINE_SLOTS},
+	{"lockstep", MACHINE_ENGINE_LOCKSTEP}, {NULL, 0}};
 static const struct choice reboots[] = {{"reset", MACHINE_REBOOT_RESET}, {"exit", MACHINE_REBOOT_EXIT}, {NULL, 0}};
 static const struct choice log_levels[] = {{"error", LOG_ERROR}, {"warning", LOG_WARNING}, {"info", LOG_INFO},
 	{"debug", LOG_DEBUG}, {NULL, 0}};

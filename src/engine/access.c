@@ -5,6 +5,7 @@
  * Every function here faults before it has changed anything. A store that crosses pages checks both before it writes.
  */
 #include "engine/access.h"
+#include "engine/overlay.h"
 
 #include <sched.h>
 
@@ -23,7 +24,9 @@ uint64_t physical_read(struct engine *e, uint64_t gpa, unsigned size)
 	uint64_t mask = size >= 8 ? ~0ull : (1ull << size * 8) - 1;
 
 	if (offset != ~0ull)
-		return host_load((uint64_t)(uintptr_t)e->ram + offset, size);
+		return host_load((uint64_t)(uintptr_t)ram_at(e, offset, false), size);
+	if (e->overlay)
+		engine_restart_insn(e);
 	e->stats->emul_mmio++;
 	if (is_lapic(e, gpa)) {
 		unsigned shift = gpa & 3;
@@ -48,9 +51,11 @@ void physical_write(struct engine *e, uint64_t gpa, unsigned size, uint64_t valu
 			return;
 		if (engine_page_has_code(e, offset >> 12))
 			engine_invalidate_range(e, offset, size);
-		host_store((uint64_t)(uintptr_t)e->ram + offset, size, value);
+		host_store((uint64_t)(uintptr_t)ram_at(e, offset, true), size, value);
 		return;
 	}
+	if (e->overlay)
+		engine_restart_insn(e);
 	e->stats->emul_mmio++;
 	if (is_lapic(e, gpa)) {
 		e->stats->emul_lapic++;
@@ -256,7 +261,7 @@ uint8_t *linear_span(struct engine *e, uint64_t gva, unsigned access, unsigned m
 
 	if (n > max)
 		n = max;
-	if (n == 0 || e->watch || e->align_check)
+	if (n == 0 || e->watch || e->align_check || e->overlay)
 		return NULL;
 	hva = mmu_resolve(e, gva, n, access, mmu_array(e, access), &gpa);
 	*span = n;

@@ -88,6 +88,8 @@ struct block_cache; /* exec.c */
 struct native_state; /* native.c */
 struct shadow; /* shadow.c */
 struct shadow_deltas; /* shadow.h */
+struct lockstep;
+struct overlay;
 
 struct engine {
 	/* Set at create. */
@@ -104,6 +106,9 @@ struct engine {
 	bool through_shadow;	       /* VCPU_ENGINE_SLOTS */
 	uint64_t shadow_unmapped;
 	struct translator *translator; /* translate.h; NULL: all is interpreted */
+	struct lockstep *lockstep;     /* lockstep.h; NULL: nothing is compared */
+	struct overlay *overlay;       /* overlay.h; NULL: RAM is written */
+	bool failed;		       /* the engine's own failure: exit.text says what */
 
 	/* Engine thread only. */
 	struct tlb_entry *tlb;	   /* the array in use: tlb_data[enum tlb_array] */

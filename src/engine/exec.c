@@ -9,6 +9,7 @@
  */
 #include "engine/access.h"
 #include "engine/blocks.h"
+#include "engine/lockstep.h"
 #include "engine/shadow.h"
 #include "engine/translate.h"
 
@@ -386,7 +387,7 @@ static enum vcpu_exit_kind idle(struct engine *e, bool *again)
 
 	*again = true;
 	if (cpu->activity == CPU_SHUTDOWN)
-		return VCPU_EXIT_SHUTDOWN;
+		return e->failed ? VCPU_EXIT_ERROR : VCPU_EXIT_SHUTDOWN;
 	if (!engine_events_pending(e)) {
 		uint64_t deadline = cpu->activity == CPU_HALTED ? lapic_next_deadline(e) : 0;
 
@@ -589,8 +590,10 @@ int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *r
 		return error;
 	}
 	create_shadow(e);
-	if (e->block->engine == VCPU_ENGINE_TRANSLATE)
+	if (e->block->engine == VCPU_ENGINE_TRANSLATE || e->block->engine == VCPU_ENGINE_LOCKSTEP)
 		translator_create(e);
+	if (e->block->engine == VCPU_ENGINE_LOCKSTEP)
+		lockstep_create(e);
 	engine_state_changed(e);
 	*engine = e;
 	return 0;
@@ -600,6 +603,7 @@ void engine_destroy(struct engine *e)
 {
 	if (!e)
 		return;
+	lockstep_destroy(e);
 	translator_destroy(e);
 	shadow_destroy(e);
 	if (e->deltas)

@@ -7,6 +7,7 @@
  * are not kept apart: a CR3 write drops everything that is not global, which the architecture permits.
  */
 #include "engine/access.h"
+#include "engine/overlay.h"
 #include "engine/shadow.h"
 
 struct walk {
@@ -53,7 +54,7 @@ static void read_entry(struct engine *e, uint64_t gpa, bool wide, struct walk_st
 	if (step->offset == ~0ull)
 		step->value = 0;
 	else
-		step->value = host_load((uint64_t)(uintptr_t)e->ram + step->offset, wide ? 8 : 4);
+		step->value = host_load((uint64_t)(uintptr_t)ram_at(e, step->offset, false), wide ? 8 : 4);
 }
 
 /* False: somebody else changed the entry, walk again. */
@@ -61,7 +62,7 @@ static bool set_bits(struct engine *e, const struct walk_step *step, uint64_t bi
 {
 	void *p = e->ram + step->offset;
 
-	if ((step->value & bits) == bits)
+	if ((step->value & bits) == bits || engine_unlikely(e->overlay != NULL))
 		return true;
 	if (engine_unlikely(engine_page_has_code(e, step->offset >> 12)))
 		engine_invalidate_range(e, step->offset, step->wide ? 8 : 4);
@@ -320,6 +321,16 @@ uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned acc
 			return NULL;
 		if (engine_page_has_code(e, offset >> 12))
 			engine_invalidate_range(e, offset, size);
+	}
+	if (engine_unlikely(e->overlay != NULL)) {
+		/* Every page that is written must pass here first. */
+		uint8_t *hva = ram_at(e, offset, (access & ACCESS_WRITE) != 0);
+
+		fill(e, gva, array, &w, offset, readonly);
+		t->delta = (uintptr_t)hva - gva;
+		if (!(access & ACCESS_WRITE))
+			t->write = TLB_NO_TAG;
+		return hva;
 	}
 	fill(e, gva, array, &w, offset, readonly);
 	if (engine_unlikely(e->through_shadow) && !(access & ACCESS_EXEC))

@@ -351,6 +351,8 @@ static void op_native(struct engine *e, const struct insn *i)
 /* The arena is full: everything decoded goes, and this instruction is decoded anew. */
 static void op_arena_full(struct engine *e, const struct insn *i)
 {
+	if (e->overlay)
+		engine_restart_insn(e);
 	native_reset(e->native);
 	engine_invalidate_all(e);
 	engine_restart_insn(e);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <ucontext.h>
 
+#include "engine/lockstep.h"
 #include "engine/operand.h"
 #include "engine/translate.h"
 
@@ -396,6 +397,19 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 	}
 }
 
+static void run_tb(struct engine *e, uint32_t tb, unsigned view, const struct block *b)
+{
+	if (e->lockstep)
+		lockstep_before(e, b->insns, b->count);
+	run_code(e, tb, view);
+	if (e->lockstep) {
+		lockstep_after(e, e->translator->interp_next);
+		/* Every block comes back. */
+		e->translator->chain_from = 0;
+		e->translator->jump_from = false;
+	}
+}
+
 /* --- the step of the main loop --- */
 
 static void chain(struct engine *e, const struct block *b, uint32_t tb)
@@ -484,7 +498,7 @@ static enum translator_did step_crossing(struct engine *e, const struct block *b
 	}
 	if (jump_from)
 		remember_jump(e, x->tb[view] - 1, view, true);
-	run_code(e, x->tb[view] - 1, view);
+	run_tb(e, x->tb[view] - 1, view, b);
 	return DID_RUN;
 }
 
@@ -531,7 +545,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 	t->chain_from = 0;
 	if (jump_from)
 		remember_jump(e, tb - 1, view, false);
-	run_code(e, tb - 1, view);
+	run_tb(e, tb - 1, view, b);
 	return DID_RUN;
 }
 

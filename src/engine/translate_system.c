@@ -282,7 +282,8 @@ static bool return_from_system(struct tx *x, const struct tx_insn *i)
 /* RAX and RDX are all 64 bits of the counter first. CR4.TSD: when it changes, all code is forgotten. */
 static bool rdtsc(struct tx *x, bool with_aux)
 {
-	if (x->view == SHADOW_USER && (x->e->cpu->cr4 & CR4_TSD))
+	/* Two runs would read two times. */
+	if (x->e->lockstep || (x->view == SHADOW_USER && (x->e->cpu->cr4 & CR4_TSD)))
 		return false;
 	tx_clobber(x, SCRATCH(S1));
 	emit_bytes(&x->m, "\x0f\x31", 2);

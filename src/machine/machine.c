@@ -132,6 +132,8 @@ static enum vcpu_engine engine_of(enum machine_engine engine)
 		return VCPU_ENGINE_TRANSLATE;
 	case MACHINE_ENGINE_SLOTS:
 		return VCPU_ENGINE_SLOTS;
+	case MACHINE_ENGINE_LOCKSTEP:
+		return VCPU_ENGINE_LOCKSTEP;
 	default:
 		return VCPU_ENGINE_INTERP;
 	}

@@ -15,6 +15,11 @@ static const char *const exit_names[VCPU_EXIT_KINDS] = {
 	[VCPU_EXIT_SHUTDOWN] = "shutdown", [VCPU_EXIT_ERROR] = "error", [VCPU_EXIT_DIED] = "died",
 };
 
+static const char *const engine_names[] = {
+	[MACHINE_ENGINE_AUTO] = "interp", [MACHINE_ENGINE_INTERP] = "interp", [MACHINE_ENGINE_TRANSLATE] = "translate",
+	[MACHINE_ENGINE_SLOTS] = "slots", [MACHINE_ENGINE_LOCKSTEP] = "lockstep",
+};
+
 static const char *reason_name(enum machine_reason reason)
 {
 	switch (reason) {
@@ -62,7 +67,7 @@ int machine_write_stats(struct machine *m, const struct machine_result *result, 
 	json_begin_object(&w);
 	json_member_string(&w, "version", VMM_VERSION);
 	json_member_string(&w, "backend", "soft");
-	json_member_string(&w, "engine", m->config->engine == MACHINE_ENGINE_TRANSLATE ? "translate" : "interp");
+	json_member_string(&w, "engine", engine_names[m->config->engine]);
 	json_member_string(&w, "end", reason_name(result->reason));
 	json_key(&w, "seconds");
 	json_double(&w, (double)(m->ended_ns - m->started_ns) / 1e9);
