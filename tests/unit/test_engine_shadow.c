@@ -544,6 +544,9 @@ static void check_maps(void)
 
 static void run_random(enum shadow_policy policy, bool mixed, bool hoard, uint64_t seed)
 {
+	/* More of them by hand: each is some fifty checks and system calls. */
+	const char *asked = getenv("VMM_SHADOW_ROUNDS");
+	unsigned rounds = asked ? (unsigned)strtoul(asked, NULL, 0) : 500;
 	void *hoarded = NULL;
 
 	random_state = seed;
@@ -553,8 +556,8 @@ static void run_random(enum shadow_policy policy, bool mixed, bool hoard, uint64
 	for (unsigned n = 0; n < 200; n++)
 		random_entry(1 + n % 4, false);
 	system_set_cr3(f.engine, POOL);
-	for (unsigned n = 0; n < 4000; n++) {
-		if (hoard && n == 1000)
+	for (unsigned n = 0; n < rounds; n++) {
+		if (hoard && n == rounds / 4)
 			hoarded = hoard_mappings(16);
 		for (unsigned k = random_below(12); k; k--)
 			check_gva(random_gva(), true, mixed);
