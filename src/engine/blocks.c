@@ -185,6 +185,22 @@ void engine_invalidate_page(struct engine *e, uint64_t page)
 	e->leave_block = true;
 }
 
+/*
+ * Alone on the machine, a write beside the code of a page costs no decoded code. But each is slow, and the page may be one that was
+ * code and is data now: after some writes its blocks go. A page that is decoded again has more patience.
+ */
+static bool may_stay(struct block_page *p, uint64_t chunks)
+{
+	if (!p->chunks || (p->chunks & chunks))
+		return false;
+	if (++p->writes < 8u << p->patience)
+		return true;
+	p->writes = 0;
+	if (p->patience < 12)
+		p->patience++;
+	return false;
+}
+
 void engine_invalidate_range(struct engine *e, uint64_t offset, unsigned size)
 {
 	struct block_cache *c = e->blocks;
@@ -196,8 +212,7 @@ void engine_invalidate_range(struct engine *e, uint64_t offset, unsigned size)
 	if (last > 63)
 		last = 63;
 	chunks = (~0ull << first) & (~0ull >> (63 - last));
-	/* Alone on the machine: data beside code in a page costs no decoded code. */
-	if (e->shared->cpu_count < 2 && !(c->pages[page].chunks & chunks))
+	if (e->shared->cpu_count < 2 && may_stay(&c->pages[page], chunks))
 		return;
 	atomic_fetch_and(code_word(e, page), ~(1ull << (page & 63)));
 	engine_invalidate_page(e, page);

@@ -26,7 +26,8 @@ struct jump_entry {
 
 struct block_page {
 	uint32_t first;	 /* block index + 1 */
-	uint32_t reserved;
+	uint16_t writes;   /* beside the code, since it was decoded */
+	uint16_t patience; /* how many times that has cost it its blocks */
 	uint64_t chunks; /* bit n: bytes 64n..64n+63 were decoded */
 };
 
