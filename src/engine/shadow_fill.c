@@ -13,6 +13,8 @@
 /* Neighbours of the page that faulted, in each direction, if they are one mapping with it. */
 #define AROUND_SMALL 32u
 #define AROUND_LARGE 511u
+/* Further runs of small pages that a fill maps when fills go up the addresses. */
+#define AHEAD_MAX 16u
 
 struct fill {
 	uint64_t gva;
@@ -253,7 +255,8 @@ static void note_globals(struct engine *e, const struct fill *f, const unsigned 
 	s->slots[s->tables[path[3]].slot].nonglobal = true;
 }
 
-static bool fill_small(struct engine *e, const struct fill *f, const unsigned *path)
+/* *end: the index behind the last page that is mapped now. */
+static bool map_small(struct engine *e, const struct fill *f, const unsigned *path, unsigned *end)
 {
 	struct shadow *s = e->shadow;
 	unsigned id = path[1], i = table_index(f->gva, 1), first = i, last = i;
@@ -262,6 +265,7 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 	bool writable = is_writable(e, f, f->entry[1], f->offset, f->readonly);
 	uint64_t all = ~0ull, any = 0;
 
+	*end = i + 1;
 	if (bit_test(t->used, i)) {
 		bool same = leaf_frame(s->snapshot[id][i], 1) == leaf_frame(f->entry[1], 1);
 
@@ -284,6 +288,7 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 			return false;
 		touch(hva, size);
 	}
+	*end = last + 1;
 	for (unsigned n = first; n <= last; n++) {
 		uint64_t entry = as_mapped(e, f, id, n, (uint64_t)n - i), page = (f->offset >> 12) + n - i;
 
@@ -297,7 +302,44 @@ static bool fill_small(struct engine *e, const struct fill *f, const unsigned *p
 	return true;
 }
 
-static bool fill_large(struct engine *e, const struct fill *f, const unsigned *path)
+/* f for the next page up, if that one can be mapped as it is. */
+static bool next_page(struct engine *e, struct fill *f, unsigned id, unsigned i)
+{
+	const struct shadow *s = e->shadow;
+	uint64_t entry = entry_load(e, s->tables[id].offset + i * 8), reserved = s->reserved_bits | (s->nxe ? 0 : PTE_NX);
+
+	if (bit_test(s->tables[id].used, i) || (entry & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (entry & reserved) ||
+		((entry ^ f->entry[1]) & PTE_U))
+		return false;
+	f->gva = (f->gva & ~0x1fffffull) | (uint64_t)i << 12;
+	f->is_write = false;
+	f->entry[1] = entry;
+	f->dirty = (entry & PTE_D) != 0;
+	f->offset = ram_offset(e, leaf_frame(entry, 1), &f->readonly);
+	return f->offset != ~0ull;
+}
+
+/* Frames are rarely in order, so a walk through fresh memory would fault at each page. */
+static bool fill_small(struct engine *e, struct fill *f, const unsigned *path)
+{
+	struct shadow_table *t = &e->shadow->tables[path[1]];
+	struct shadow_slot *p = &e->shadow->slots[t->slot];
+	unsigned i = table_index(f->gva, 1), end;
+
+	if (!map_small(e, f, path, &end))
+		return false;
+	if (t->base + i * 4096ull == p->fill_end)
+		p->streak += p->streak < AHEAD_MAX;
+	else
+		p->streak = 0;
+	for (unsigned n = 0; n < p->streak && end < 512 && next_page(e, f, path[1], end); n++)
+		if (!map_small(e, f, path, &end))
+			break;
+	p->fill_end = t->base + end * 4096ull;
+	return true;
+}
+
+static bool fill_large(struct engine *e, struct fill *f, const unsigned *path)
 {
 	struct shadow *s = e->shadow;
 	unsigned id = path[f->level], i = table_index(f->gva, f->level), first = i, last = i;

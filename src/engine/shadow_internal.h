@@ -69,6 +69,8 @@ struct shadow_slot {
 	uint32_t vmas;	/* at most */
 	uint16_t g;	/* PML4 index */
 	uint16_t root;	/* record of the PDPT */
+	uint64_t fill_end; /* where the last small fill ended: an offset in the slot */
+	uint8_t streak;	 /* how many fills in a row began there */
 	uint8_t next;	 /* in the chain of its key's hash: slot number + 1 */
 	uint16_t misses; /* faults on pages of the other type since the last fill */
 	uint8_t type;
