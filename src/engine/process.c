@@ -400,6 +400,8 @@ int engine_main(int argc, char **argv)
 	rc = engine_create(p->block, p->shared, p->ram, &env, &p->engine);
 	if (rc)
 		return setup_failed("creating the engine", rc);
+	if (p->block->engine == VCPU_ENGINE_TRANSLATE && !p->engine->translator)
+		fprintf(stderr, "vmm: The translator needs a processor with BMI2 and 72 TiB of free address space; interpreting instead.\n");
 	rc = setup_signals(p, alt_stack);
 	if (rc)
 		return setup_failed("signals and timer", rc);
