@@ -566,7 +566,8 @@ int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *r
 	struct engine **engine)
 {
 	/* Translated code addresses it absolutely. */
-	int low = block->engine == VCPU_ENGINE_TRANSLATE ? MAP_32BIT : 0, error;
+	bool translate = block->engine == VCPU_ENGINE_TRANSLATE || block->engine == VCPU_ENGINE_LOCKSTEP;
+	int low = translate ? MAP_32BIT : 0, error;
 	struct engine *e = mmap(NULL, sizeof(*e), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | low, -1, 0);
 
 	if (e == MAP_FAILED)
@@ -590,10 +591,16 @@ int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *r
 		return error;
 	}
 	create_shadow(e);
-	if (e->block->engine == VCPU_ENGINE_TRANSLATE || e->block->engine == VCPU_ENGINE_LOCKSTEP)
+	if (translate)
 		translator_create(e);
-	if (e->block->engine == VCPU_ENGINE_LOCKSTEP)
-		lockstep_create(e);
+	/* A comparison that silently did not happen would be worth less than none. */
+	if (e->block->engine == VCPU_ENGINE_LOCKSTEP) {
+		error = lockstep_create(e);
+		if (error) {
+			engine_destroy(e);
+			return error;
+		}
+	}
 	engine_state_changed(e);
 	*engine = e;
 	return 0;

@@ -40,6 +40,8 @@ struct lockstep {
 	const struct insn *insns;
 	unsigned count;
 	volatile unsigned done; /* instructions that the reference has finished */
+	bool vector;		/* some instruction may touch the vector state */
+	uint64_t flushes;	/* of the checked engine's translations, as seen */
 };
 
 /* --- the reference's world --- */
@@ -82,9 +84,23 @@ uint8_t *overlay_at(struct engine *e, uint64_t offset, bool is_write)
 	memcpy(o->before[o->count], e->ram + (page << 12), 4096);
 	memcpy(o->now[o->count], o->before[o->count], 4096);
 	o->page[o->count++] = page;
-	/* Other mappings of the page lead to RAM. */
-	mmu_flush_all(e);
 	return o->now[o->count - 1] + (offset & 0xfff);
+}
+
+static void forget_entries(struct overlay *o)
+{
+	for (unsigned n = 0; n < o->entries; n++)
+		o->entry[n]->read = o->entry[n]->write = o->entry[n]->exec = TLB_NO_TAG;
+	o->entries = 0;
+}
+
+void overlay_note(struct engine *e, struct tlb_entry *t)
+{
+	struct overlay *o = e->overlay;
+
+	if (o->entries == OVERLAY_ENTRIES)
+		forget_entries(o);
+	o->entry[o->entries++] = t;
 }
 
 static void *take_memory(size_t size)
@@ -156,9 +172,9 @@ static void replay(struct lockstep *l, unsigned limit, uint64_t elements)
 	struct cpu_state *c = r->cpu;
 	uint64_t rcx;
 
-	*c = l->before;
+	memcpy(c, &l->before, l->vector ? sizeof(*c) : offsetof(struct cpu_state, xsave));
 	l->done = 0;
-	mmu_flush_all(r);
+	forget_entries(&l->overlay);
 	engine_update_mode(r);
 	if (sigsetjmp(r->fault_jump, 0)) {
 		c->gpr[GPR_RIP] = r->insn_rip;
@@ -263,6 +279,8 @@ static bool states_differ(struct engine *e, bool status_flags, struct difference
 	if (bytes_differ(d, "CPU state", (uint8_t *)a, (uint8_t *)b, offsetof(struct cpu_state, seg),
 		offsetof(struct cpu_state, xsave)))
 		return true;
+	if (!l->vector)
+		return false;
 	native_materialize(a);
 	native_materialize(b);
 	return bytes_differ(d, "x87 state", a->xsave, b->xsave, 0, 6) || bytes_differ(d, "MXCSR", a->xsave, b->xsave, 24, 28) ||
@@ -339,7 +357,18 @@ void lockstep_before(struct engine *e, const struct insn *insns, unsigned count)
 {
 	struct lockstep *l = e->lockstep;
 
-	l->before = *e->cpu;
+	const struct engine_stats *s = e->stats;
+	uint64_t flushes = s->tlb_flushes_all + s->tlb_flushes_nonglobal + s->tlb_flushes_page;
+
+	l->vector = false;
+	for (unsigned n = 0; n < count; n++)
+		l->vector |= insns[n].native != NULL;
+	memcpy(&l->before, e->cpu, l->vector ? sizeof(l->before) : offsetof(struct cpu_state, xsave));
+	/* The reference has a TLB of its own, which is good as long as the guest's would be. */
+	if (l->flushes != flushes) {
+		l->flushes = flushes;
+		mmu_flush_all(l->reference);
+	}
 	l->insns = insns;
 	l->count = count < INSNS_MAX ? count : INSNS_MAX;
 	l->overlay.count = 0;
@@ -368,9 +397,10 @@ static bool compare_at(struct engine *e, unsigned done, uint64_t elements, struc
 		replay_again(l, done, elements);
 	if (!is_different(e, done, d))
 		return true;
-	/* A device may have written meanwhile. */
+	/* A device may have written meanwhile; or a page was written here and read elsewhere, through an entry that leads to RAM. */
 	for (unsigned n = 0; n < 3; n++) {
 		refresh(l, e->ram);
+		mmu_flush_all(l->reference);
 		replay_again(l, done, elements);
 		if (!is_different(e, done, d)) {
 			e->stats->lockstep_races++;

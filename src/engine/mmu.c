@@ -330,6 +330,8 @@ uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned acc
 		t->delta = (uintptr_t)hva - gva;
 		if (!(access & ACCESS_WRITE))
 			t->write = TLB_NO_TAG;
+		if (hva != e->ram + offset)
+			overlay_note(e, t);
 		return hva;
 	}
 	fill(e, gva, array, &w, offset, readonly);
