@@ -1,7 +1,8 @@
 /*
- * The ACPI tables; see boot_acpi.h. Everything is appended to one buffer; a table's pointers are written as offsets
- * into it and recorded as linker-loader commands, which acpi_install() executes for a direct boot and SeaBIOS executes
- * for a firmware boot. So there is one list of what depends on the address, and both ways test it.
+ * The ACPI tables; see boot_acpi.h. Everything is appended to one buffer; a table's pointers are written as
+ * offsets into it and recorded as linker-loader commands, which acpi_install() executes for a direct boot and
+ * SeaBIOS executes for a firmware boot. So there is one list of what depends on the address, and both ways
+ * test it.
  *
  * A linker-loader command has 128 bytes; file names have 56 with their terminating zero:
  *
@@ -183,8 +184,8 @@ static void put_fadt_extended(struct builder *b, size_t dsdt)
 /*
  * 5.2.9. SMI_CMD is a port whose model sets and clears SCI_EN; there is no system management mode.
  *
- * Flags: WBINVD (0), PROC_C1 (2), SLP_BUTTON none (5), TMR_VAL_EXT 32-bit timer (8), RESET_REG_SUP (10). Bit 4 clear:
- * the power button is the fixed one in the PM1 event block.
+ * Flags: WBINVD (0), PROC_C1 (2), SLP_BUTTON none (5), TMR_VAL_EXT 32-bit timer (8), RESET_REG_SUP (10). Bit
+ * 4 clear: the power button is the fixed one in the PM1 event block.
  * IAPC_BOOT_ARCH: LEGACY_DEVICES (0), 8042 (1), VGA not present (2), no ASPM (4).
  */
 static size_t build_fadt(struct builder *b, size_t facs, size_t dsdt)
@@ -292,8 +293,8 @@ static size_t build_mcfg(struct builder *b)
 }
 
 /*
- * IA-PC HPET specification 1.0a, 3.2.4. Hardware id: revision 1, three comparators (12:8 = 2), 64-bit counter (13),
- * legacy replacement (15), Intel.
+ * IA-PC HPET specification 1.0a, 3.2.4. Hardware id: revision 1, three comparators (12:8 = 2), 64-bit counter
+ * (13), legacy replacement (15), Intel.
  */
 static size_t build_hpet(struct builder *b)
 {
@@ -409,7 +410,8 @@ int acpi_install(const struct acpi_tables *tables, struct guest_mem *mem, uint64
 	assert(gpa % 16 == 0);
 	rsdp = span <= gpa_end - gpa ? mem_ptr(mem, gpa, span, true) : NULL;
 	if (!rsdp)
-		return error_set(err, -E2BIG, "the ACPI tables (%zu bytes) do not fit below 1 MiB; use fewer processors",
+		return error_set(err, -E2BIG,
+			"the ACPI tables (%zu bytes) do not fit below 1 MiB; use fewer processors",
 			tables->tables_size);
 	blob = rsdp + (blob_gpa - gpa);
 	memcpy(rsdp, tables->rsdp, tables->rsdp_size);
@@ -423,8 +425,8 @@ int acpi_install(const struct acpi_tables *tables, struct guest_mem *mem, uint64
 		if (c[0] == LOADER_POINTER)
 			bytes_store(pointer, c[120], bytes_load(pointer, c[120]) + blob_gpa);
 		else if (c[0] == LOADER_CHECKSUM)
-			execute_checksum(file, (uint32_t)bytes_load(c + 60, 4), (uint32_t)bytes_load(c + 64, 4),
-				(uint32_t)bytes_load(c + 68, 4));
+			execute_checksum(file, (uint32_t)bytes_load(c + 60, 4),
+				(uint32_t)bytes_load(c + 64, 4), (uint32_t)bytes_load(c + 68, 4));
 	}
 	mem_mark_written(mem, gpa, span);
 	*rsdp_gpa = gpa;

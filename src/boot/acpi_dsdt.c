@@ -1,6 +1,6 @@
 /*
- * The namespace: processors, the PCI root bridge with its windows and interrupt routing, the legacy devices that an
- * operating system does not find by PCI, and the ranges that it must keep its hands off.
+ * The namespace: processors, the PCI root bridge with its windows and interrupt routing, the legacy devices
+ * that an operating system does not find by PCI, and the ranges that it must keep its hands off.
  *
  *   \_S5_                        soft off
  *   \_SB_.C000 …                 processors
@@ -95,8 +95,8 @@ static void write_pci(struct aml *a)
 }
 
 /* A device with up to two port ranges of one length and an edge-triggered ISA interrupt. */
-static void write_isa_device(struct aml *a, const char *name, const char *id, uint16_t port, uint16_t second_port,
-	uint8_t length, unsigned irq)
+static void write_isa_device(struct aml *a, const char *name, const char *id, uint16_t port,
+	uint16_t second_port, uint8_t length, unsigned irq)
 {
 	size_t device = aml_open_device(a, name);
 	size_t resources;

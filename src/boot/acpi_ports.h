@@ -1,6 +1,6 @@
 /*
- * The fixed hardware as the tables give it. The model is dev/'s: vmm/dev_acpi_pm.h has the same numbers under its own
- * names (boot/ may not include it; tests/unit/test_boot_acpi.c compares them).
+ * The fixed hardware as the tables give it. The model is dev/'s: vmm/dev_acpi_pm.h has the same numbers under
+ * its own names (boot/ may not include it; tests/unit/test_boot_acpi.c compares them).
  */
 #ifndef BOOT_ACPI_PORTS_H
 #define BOOT_ACPI_PORTS_H

@@ -122,7 +122,8 @@ static unsigned hex_digit(char c)
  */
 void aml_eisa_id(struct aml *a, const char *id)
 {
-	uint32_t v = (uint32_t)(id[0] - '@') << 26 | (uint32_t)(id[1] - '@') << 21 | (uint32_t)(id[2] - '@') << 16;
+	uint32_t v = (uint32_t)(id[0] - '@') << 26 | (uint32_t)(id[1] - '@') << 21 |
+		(uint32_t)(id[2] - '@') << 16;
 
 	v |= hex_digit(id[3]) << 12 | hex_digit(id[4]) << 8 | hex_digit(id[5]) << 4 | hex_digit(id[6]);
 	aml_byte(a, OP_DWORD);
@@ -173,8 +174,8 @@ size_t aml_open_package(struct aml *a, uint8_t elements)
 }
 
 /*
- * 20.2.4: the length counts its own bytes. One byte holds 6 bits; else the first byte's low nibble is the low nibble
- * of the length, its top two bits the number of bytes that follow.
+ * 20.2.4: the length counts its own bytes. One byte holds 6 bits; else the first byte's low nibble is the low
+ * nibble of the length, its top two bits the number of bytes that follow.
  */
 void aml_close(struct aml *a, size_t position)
 {

@@ -1,9 +1,9 @@
 /*
- * A writer for ACPI Machine Language (ACPI 6.4, chapter 20): a growing buffer, terms that are closed in the reverse
- * order of their opening, and the resource descriptors that our namespace needs (chapter 6.4).
+ * A writer for ACPI Machine Language (ACPI 6.4, chapter 20): a growing buffer, terms that are closed in the
+ * reverse order of their opening, and the resource descriptors that our namespace needs (chapter 6.4).
  *
- * An opened term is written without its length; closing it inserts the PkgLength, whose size depends on what is
- * inside. Out of memory is sticky: the caller looks at `failed` once, at the end.
+ * An opened term is written without its length; closing it inserts the PkgLength, whose size depends on what
+ * is inside. Out of memory is sticky: the caller looks at `failed` once, at the end.
  */
 #ifndef BOOT_AML_H
 #define BOOT_AML_H
@@ -26,7 +26,9 @@ void aml_qword(struct aml *a, uint64_t v);
 /* Zero bytes up to a multiple of align. */
 void aml_align(struct aml *a, size_t align);
 
-/* A path of name segments as source writes it: "\\_S5_", "_SB_", "PCI0"; every segment has four characters. */
+/*
+ * A path of name segments as source writes it: "\\_S5_", "_SB_", "PCI0"; every segment has four characters.
+ */
 void aml_name_string(struct aml *a, const char *name);
 /* Name(name, …): the object follows. */
 void aml_name(struct aml *a, const char *name);

@@ -1,6 +1,7 @@
 /*
- * The entrance: telling kinds apart, and what every direct boot has in common (memory map, command line, initrd, ACPI
- * tables, entry states). The protocols themselves are in linux.c, multiboot.c, elf.c and firmware.c.
+ * The entrance: telling kinds apart, and what every direct boot has in common (memory map, command line,
+ * initrd, ACPI tables, entry states). The protocols themselves are in linux.c, multiboot.c, elf.c and
+ * firmware.c.
  */
 #include "vmm/boot.h"
 
@@ -49,7 +50,8 @@ static enum boot_kind identify_elf(const struct boot_image *image, bool multiboo
 		return BOOT_PVH;
 	if (is_64)
 		return BOOT_VMLINUX;
-	error_set(err, -ENOEXEC, "%s is a 32-bit ELF file with neither a multiboot header nor a PVH note", image->path);
+	error_set(err, -ENOEXEC, "%s is a 32-bit ELF file with neither a multiboot header nor a PVH note",
+		image->path);
 	return BOOT_INVALID;
 }
 
@@ -123,8 +125,8 @@ int load_initrd(struct boot_context *c, uint64_t low, uint64_t high, enum initrd
 	high = (high < low_end ? high : low_end) & ~mask;
 	if (low >= high || initrd.size > high - low) {
 		code = error_set(c->err, -E2BIG,
-			"the initrd %s is too large: it has %llu MiB and %llu MiB are free beside the kernel; give the "
-			"guest more memory",
+			"the initrd %s is too large: it has %llu MiB and %llu MiB are free beside the kernel; "
+			"give the guest more memory",
 			initrd.path, (unsigned long long)((initrd.size + 0xfffff) >> 20),
 			(unsigned long long)(low < high ? (high - low) >> 20 : 0));
 	} else {
@@ -145,7 +147,8 @@ int load_cmdline(struct boot_context *c, const char *prefix, uint64_t limit)
 	if (limit > LOW_CMDLINE_SIZE - 1)
 		limit = LOW_CMDLINE_SIZE - 1;
 	if (prefix_length + length > limit)
-		return error_set(c->err, -E2BIG, "the command line has %llu characters, the kernel takes at most %llu",
+		return error_set(c->err, -E2BIG,
+			"the command line has %llu characters, the kernel takes at most %llu",
 			(unsigned long long)(prefix_length + length), (unsigned long long)limit);
 	mem_write(c->mem, LOW_CMDLINE, prefix, prefix_length);
 	mem_write(c->mem, LOW_CMDLINE + prefix_length, text, length + 1);
@@ -171,14 +174,16 @@ int check_load_range(struct boot_context *c, const char *what, uint64_t gpa, uin
 	unsigned long long first = gpa, last = gpa + size - 1;
 
 	if (size > UINT64_MAX - gpa)
-		return error_set(c->err, -EINVAL, "%s: %s at 0x%llx wraps around the address space", c->image.path,
-			what, first);
+		return error_set(c->err, -EINVAL, "%s: %s at 0x%llx wraps around the address space",
+			c->image.path, what, first);
 	if (gpa < LOW_END || (gpa < GPA_1M && gpa + size > LOW_EBDA))
-		return error_set(c->err, -EINVAL, "%s: %s 0x%llx-0x%llx lies in low memory that the loader needs",
+		return error_set(c->err, -EINVAL,
+			"%s: %s 0x%llx-0x%llx lies in low memory that the loader needs",
 			c->image.path, what, first, last);
 	if (!mem_ptr(c->mem, gpa, size, true))
 		return error_set(c->err, -EINVAL,
-			"%s: %s 0x%llx-0x%llx lies outside the guest's memory (%llu MiB)", c->image.path, what, first,
+			"%s: %s 0x%llx-0x%llx lies outside the guest's memory (%llu MiB)", c->image.path, what,
+			first,
 			last, (unsigned long long)c->mem->size >> 20);
 	return 0;
 }

@@ -1,9 +1,10 @@
 /*
- * ELF kernels, read with libelf, which checks the tables' own bounds; what the entries say is checked here: each
- * segment against the file, against guest RAM and against the address arithmetic.
+ * ELF kernels, read with libelf, which checks the tables' own bounds; what the entries say is checked here:
+ * each segment against the file, against guest RAM and against the address arithmetic.
  *
- * PVH (Xen's x86/HVM direct boot ABI): a note gives a 32-bit physical entry, entered in protected mode with EBX =
- * struct hvm_start_info. It is preferred to the 64-bit Linux entry of a vmlinux, which has no setup header to trust.
+ * PVH (Xen's x86/HVM direct boot ABI): a note gives a 32-bit physical entry, entered in protected mode with
+ * EBX = struct hvm_start_info. It is preferred to the 64-bit Linux entry of a vmlinux, which has no setup
+ * header to trust.
  */
 #include <errno.h>
 #include <gelf.h>
@@ -32,10 +33,11 @@ static int elf_open(const struct boot_image *image, Elf **elf, size_t *phnum, st
 	if (!*elf || elf_kind(*elf) != ELF_K_ELF || elf_getphdrnum(*elf, phnum) < 0) {
 		const char *why = elf_errmsg(-1);
 
-		error_set(err, -ENOEXEC, "%s is a damaged ELF file: %s", image->path, why ? why : "unknown format");
+		error_set(err, -ENOEXEC, "%s is a damaged ELF file: %s", image->path,
+			why ? why : "unknown format");
 	} else if (!*phnum || *phnum > PHDR_MAX) {
-		error_set(err, -ENOEXEC, "%s is an ELF file with %zu program headers; 1 to %u are expected", image->path,
-			*phnum, PHDR_MAX);
+		error_set(err, -ENOEXEC, "%s is an ELF file with %zu program headers; 1 to %u are expected",
+			image->path, *phnum, PHDR_MAX);
 	} else {
 		return 0;
 	}
@@ -57,11 +59,11 @@ int elf_check(const struct boot_image *image, bool *is_64, struct error *err)
 		code = error_set(err, -ENOEXEC, "%s is a damaged ELF file: no header", image->path);
 	else if (ehdr.e_ident[EI_DATA] != ELFDATA2LSB ||
 		 (ehdr.e_machine != EM_X86_64 && ehdr.e_machine != EM_386))
-		code = error_set(err, -ENOEXEC, "%s is an ELF file for another machine (%u), not x86", image->path,
-			ehdr.e_machine);
+		code = error_set(err, -ENOEXEC, "%s is an ELF file for another machine (%u), not x86",
+			image->path, ehdr.e_machine);
 	else if (ehdr.e_type != ET_EXEC && ehdr.e_type != ET_DYN)
-		code = error_set(err, -ENOEXEC, "%s is an ELF file of type %u, not an executable", image->path,
-			ehdr.e_type);
+		code = error_set(err, -ENOEXEC, "%s is an ELF file of type %u, not an executable",
+			image->path, ehdr.e_type);
 	else
 		*is_64 = ehdr.e_machine == EM_X86_64 && gelf_getclass(elf) == ELFCLASS64;
 	elf_end(elf);
@@ -93,12 +95,14 @@ static int scan_notes(const uint8_t *notes, uint64_t size, uint64_t *entry)
 	return 0;
 }
 
-static int read_notes(const struct boot_image *image, const GElf_Phdr *phdr, uint64_t *entry, struct error *err)
+static int read_notes(const struct boot_image *image, const GElf_Phdr *phdr, uint64_t *entry,
+	struct error *err)
 {
 	uint8_t *notes;
 	int code;
 
-	if (phdr->p_offset > image->size || phdr->p_filesz > image->size - phdr->p_offset || phdr->p_filesz > NOTES_MAX)
+	if (phdr->p_offset > image->size || phdr->p_filesz > image->size - phdr->p_offset ||
+		phdr->p_filesz > NOTES_MAX)
 		return error_set(err, -EINVAL, "%s: the notes lie past the end of the file", image->path);
 	notes = malloc(phdr->p_filesz + 1);
 	if (!notes)
@@ -137,10 +141,12 @@ static int load_segment(struct boot_context *c, const GElf_Phdr *phdr)
 	int code;
 
 	if (phdr->p_filesz > phdr->p_memsz)
-		return error_set(c->err, -EINVAL, "%s: a segment has more bytes in the file (0x%llx) than in memory (0x%llx)",
+		return error_set(c->err, -EINVAL,
+			"%s: a segment has more bytes in the file (0x%llx) than in memory (0x%llx)",
 			path, (unsigned long long)phdr->p_filesz, (unsigned long long)phdr->p_memsz);
 	if (phdr->p_offset > c->image.size || phdr->p_filesz > c->image.size - phdr->p_offset)
-		return error_set(c->err, -EINVAL, "%s: a segment at file offset 0x%llx lies past the end of the file", path,
+		return error_set(c->err, -EINVAL,
+			"%s: a segment at file offset 0x%llx lies past the end of the file", path,
 			(unsigned long long)phdr->p_offset);
 	code = check_load_range(c, "a segment", phdr->p_paddr, phdr->p_memsz);
 	if (code < 0)
@@ -148,7 +154,9 @@ static int load_segment(struct boot_context *c, const GElf_Phdr *phdr)
 	return image_read_guest(&c->image, phdr->p_offset, c->mem, phdr->p_paddr, phdr->p_filesz, c->err);
 }
 
-/* The extent of what has been loaded, and the search for the entry: physical addresses win over virtual ones. */
+/*
+ * The extent of what has been loaded, and the search for the entry: physical addresses win over virtual ones.
+ */
 struct extent {
 	uint64_t first, end;
 	uint64_t entry, by_virtual;
@@ -193,8 +201,8 @@ static int load_all(struct boot_context *c, Elf *elf, size_t phnum, uint64_t *en
 	if (!x.end)
 		return error_set(c->err, -ENOEXEC, "%s has no segment to load", c->image.path);
 	if (!x.found && !x.found_virtual)
-		return error_set(c->err, -EINVAL, "%s: the entry 0x%llx lies outside what is loaded", c->image.path,
-			(unsigned long long)x.entry);
+		return error_set(c->err, -EINVAL, "%s: the entry 0x%llx lies outside what is loaded",
+			c->image.path, (unsigned long long)x.entry);
 	*entry = x.found ? x.entry : x.by_virtual;
 	c->result->kernel_gpa = x.first;
 	c->result->kernel_size = x.end - x.first;
@@ -277,8 +285,8 @@ int elf_load_pvh(struct boot_context *c)
 		return code;
 	first = c->result->kernel_gpa;
 	if (entry < first || entry - first >= c->result->kernel_size || entry >= GPA_4G)
-		return error_set(c->err, -EINVAL, "%s: the PVH entry 0x%llx lies outside what is loaded", c->image.path,
-			(unsigned long long)entry);
+		return error_set(c->err, -EINVAL, "%s: the PVH entry 0x%llx lies outside what is loaded",
+			c->image.path, (unsigned long long)entry);
 	code = load_cmdline(c, "", PVH_CMDLINE_MAX);
 	if (code == 0)
 		code = load_initrd(c, first + c->result->kernel_size, GPA_4G, INITRD_TOP);

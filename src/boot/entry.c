@@ -1,7 +1,7 @@
 /*
- * The register states in which a directly booted kernel begins. Selectors are Linux's (__BOOT_CS 0x10, __BOOT_DS
- * 0x18); multiboot and PVH leave them open. The MTRRs are left as a BIOS would: on, write-back, the VGA range
- * uncached (Linux takes disabled MTRRs as a sign that PAT cannot be used either).
+ * The register states in which a directly booted kernel begins. Selectors are Linux's (__BOOT_CS 0x10,
+ * __BOOT_DS 0x18); multiboot and PVH leave them open. The MTRRs are left as a BIOS would: on, write-back, the
+ * VGA range uncached (Linux takes disabled MTRRs as a sign that PAT cannot be used either).
  */
 #include <string.h>
 

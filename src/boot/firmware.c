@@ -1,9 +1,9 @@
 /*
- * Firmware: a flat BIOS image, mapped read-only so that it ends at 4 GiB, where the processor's first instruction is
- * fetched (FFFFFFF0h). Its last 256 KiB are also copied below 1 MiB: SeaBIOS runs there and
- * writes to itself. A chip set would show ROM until it is told to show RAM, and SeaBIOS would copy itself; our host bridge
- * has no registers for that, so RAM it is, with all of the image. A reset loads again: RAM, with the copy, has been
- * cleared, the ROM is there.
+ * Firmware: a flat BIOS image, mapped read-only so that it ends at 4 GiB, where the processor's first
+ * instruction is fetched (FFFFFFF0h). Its last 256 KiB are also copied below 1 MiB: SeaBIOS runs there and
+ * writes to itself. A chip set would show ROM until it is told to show RAM, and SeaBIOS would copy itself;
+ * our host bridge has no registers for that, so RAM it is, with all of the image. A reset loads again: RAM,
+ * with the copy, has been cleared, the ROM is there.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,7 +21,8 @@ int firmware_load(struct boot_context *c)
 	int code;
 
 	if (size % 0x1000 || size > FIRMWARE_MAX)
-		return error_set(c->err, -EINVAL, "the firmware %s has %llu bytes; a multiple of 4 KiB, at most 16 MiB, is expected",
+		return error_set(c->err, -EINVAL,
+			"the firmware %s has %llu bytes; a multiple of 4 KiB, at most 16 MiB, is expected",
 			c->image.path, (unsigned long long)size);
 	data = malloc(size);
 	if (!data)

@@ -1,6 +1,6 @@
 /*
- * Reading guest files. They are read with pread(), never mapped: a file that shrinks while we read it is an error
- * here, not a SIGBUS.
+ * Reading guest files. They are read with pread(), never mapped: a file that shrinks while we read it is an
+ * error here, not a SIGBUS.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,8 +52,8 @@ int image_read(const struct boot_image *image, uint64_t offset, void *dst, uint6
 	uint8_t *at = dst;
 
 	if (offset > image->size || n > image->size - offset)
-		return error_set(err, -ENOEXEC, "%s is truncated: it ends at byte %llu, before %llu", image->path,
-			(unsigned long long)image->size, (unsigned long long)(offset + n));
+		return error_set(err, -ENOEXEC, "%s is truncated: it ends at byte %llu, before %llu",
+			image->path, (unsigned long long)image->size, (unsigned long long)(offset + n));
 	while (n) {
 		ssize_t got = pread(image->fd, at, n, (off_t)offset);
 		int code = got < 0 ? -errno : -EIO;
@@ -70,8 +70,8 @@ int image_read(const struct boot_image *image, uint64_t offset, void *dst, uint6
 	return 0;
 }
 
-int image_read_guest(const struct boot_image *image, uint64_t offset, struct guest_mem *mem, uint64_t gpa, uint64_t n,
-	struct error *err)
+int image_read_guest(const struct boot_image *image, uint64_t offset, struct guest_mem *mem, uint64_t gpa,
+	uint64_t n, struct error *err)
 {
 	void *dst;
 	int code;

@@ -1,10 +1,11 @@
 /*
- * Linux by its own boot protocol (the kernel's Documentation/arch/x86/boot.rst): bzImage, and the zero page for an
- * uncompressed vmlinux.
+ * Linux by its own boot protocol (the kernel's Documentation/arch/x86/boot.rst): bzImage, and the zero page
+ * for an uncompressed vmlinux.
  *
- * A bzImage is a real-mode part of setup_sects + 1 sectors, which is not run, and the protected-mode part, which is
- * put at the address it prefers. The setup header at 0x1f1 of the first part goes into the zero page. Kernels with
- * XLF_KERNEL_64 are entered in long mode 0x200 past the start, older ones in protected mode at the start.
+ * A bzImage is a real-mode part of setup_sects + 1 sectors, which is not run, and the protected-mode part,
+ * which is put at the address it prefers. The setup header at 0x1f1 of the first part goes into the zero
+ * page. Kernels with XLF_KERNEL_64 are entered in long mode 0x200 past the start, older ones in protected
+ * mode at the start.
  */
 #include <asm/bootparam.h>
 
@@ -47,9 +48,11 @@ static int bzimage_read_header(struct boot_context *c, struct bzimage *b)
 	memset(&b->hdr, 0, sizeof(b->hdr));
 	memcpy(&b->hdr, head + HEADER_OFFSET, length);
 	if (b->hdr.boot_flag != 0xaa55 || memcmp(&b->hdr.header, "HdrS", 4) != 0)
-		return error_set(c->err, -ENOEXEC, "%s is not a bzImage: it has no setup header", c->image.path);
+		return error_set(c->err, -ENOEXEC, "%s is not a bzImage: it has no setup header",
+			c->image.path);
 	if (b->hdr.version < PROTOCOL_MIN)
-		return error_set(c->err, -ENOEXEC, "%s speaks Linux boot protocol %u.%02u; 2.06 or later is needed",
+		return error_set(c->err, -ENOEXEC,
+			"%s speaks Linux boot protocol %u.%02u; 2.06 or later is needed",
 			c->image.path, b->hdr.version >> 8, b->hdr.version & 0xff);
 	if (!(b->hdr.loadflags & LOADED_HIGH))
 		return error_set(c->err, -ENOEXEC, "%s is a zImage for low memory, which is not supported",
@@ -65,13 +68,15 @@ static int bzimage_check_sizes(struct boot_context *c, struct bzimage *b)
 	b->offset = ((b->hdr.setup_sects ? b->hdr.setup_sects : 4) + 1u) * SECTOR;
 	if (c->image.size <= b->offset + ENTRY_64 ||
 		c->image.size - b->offset < (uint64_t)b->hdr.syssize * 16)
-		return error_set(c->err, -ENOEXEC, "%s is truncated: its header announces %llu bytes, it has %llu", path,
+		return error_set(c->err, -ENOEXEC,
+			"%s is truncated: its header announces %llu bytes, it has %llu", path,
 			(unsigned long long)(b->offset + (uint64_t)b->hdr.syssize * 16),
 			(unsigned long long)c->image.size);
 	b->size = c->image.size - b->offset;
 	payload = (uint64_t)b->hdr.payload_offset + b->hdr.payload_length;
 	if (b->hdr.version >= PROTOCOL_PAYLOAD && payload > b->size)
-		return error_set(c->err, -ENOEXEC, "%s is damaged: its compressed kernel ends past the file", path);
+		return error_set(c->err, -ENOEXEC, "%s is damaged: its compressed kernel ends past the file",
+			path);
 	return 0;
 }
 
@@ -89,14 +94,15 @@ static int bzimage_place(struct boot_context *c, struct bzimage *b)
 			b->span = b->hdr.init_size;
 	}
 	if (b->hdr.relocatable_kernel && (align < 0x1000 || (align & (align - 1)) || b->gpa & (align - 1)))
-		return error_set(c->err, -ENOEXEC, "%s is damaged: alignment 0x%llx does not suit address 0x%llx", path,
+		return error_set(c->err, -ENOEXEC,
+			"%s is damaged: alignment 0x%llx does not suit address 0x%llx", path,
 			(unsigned long long)align, (unsigned long long)b->gpa);
 	if (b->gpa < GPA_1M || b->gpa >= GPA_4G)
 		return error_set(c->err, -ENOEXEC, "%s is damaged: it wants to be loaded at 0x%llx", path,
 			(unsigned long long)b->gpa);
 	if (b->gpa > low_end || b->span > low_end - b->gpa)
-		return error_set(c->err, -E2BIG, "%s needs %llu MiB of memory to start, the guest has %llu", path,
-			(unsigned long long)((b->gpa + b->span + 0xfffff) >> 20),
+		return error_set(c->err, -E2BIG, "%s needs %llu MiB of memory to start, the guest has %llu",
+			path, (unsigned long long)((b->gpa + b->span + 0xfffff) >> 20),
 			(unsigned long long)(c->mem->size >> 20));
 	return 0;
 }
@@ -119,8 +125,8 @@ static void write_zero_page(struct boot_context *c, const struct setup_header *h
 	params.hdr.setup_data = 0;
 	params.acpi_rsdp_addr = c->result->rsdp_gpa;
 	_Static_assert(sizeof(struct boot_e820) == sizeof(params.e820_table[0]), "one layout of a map entry");
-	params.e820_entries = (uint8_t)boot_e820_build(c->mem, 0, (struct boot_e820 *)(void *)((char *)&params +
-		offsetof(struct boot_params, e820_table)));
+	params.e820_entries = (uint8_t)boot_e820_build(c->mem, 0,
+		(struct boot_e820 *)(void *)((char *)&params + offsetof(struct boot_params, e820_table)));
 	mem_write(c->mem, LOW_PARAMS, &params, sizeof(params));
 	c->result->params_gpa = LOW_PARAMS;
 }

@@ -1,6 +1,7 @@
 /*
- * Multiboot 1 (Multiboot Specification 0.6.96): a 32-bit kernel that is entered in protected mode with EAX = the
- * loader's magic and EBX = the information structure. The header is within the first 8192 bytes, 4-aligned:
+ * Multiboot 1 (Multiboot Specification 0.6.96): a 32-bit kernel that is entered in protected mode with EAX =
+ * the loader's magic and EBX = the information structure. The header is within the first 8192 bytes,
+ * 4-aligned:
  *
  *   0 magic  4 flags  8 checksum  [flag 16: 12 header_addr  16 load_addr  20 load_end  24 bss_end  28 entry]
  */
@@ -32,7 +33,8 @@ int multiboot_find(const uint8_t *head, uint64_t size)
 	if (size > HEADER_AREA)
 		size = HEADER_AREA;
 	for (uint64_t at = 0; at + 12 <= size; at += 4) {
-		uint32_t magic = (uint32_t)bytes_load(head + at, 4), flags = (uint32_t)bytes_load(head + at + 4, 4);
+		uint32_t magic = (uint32_t)bytes_load(head + at, 4), flags =
+			(uint32_t)bytes_load(head + at + 4, 4);
 
 		if (magic == HEADER_MAGIC && magic + flags + (uint32_t)bytes_load(head + at + 8, 4) == 0)
 			return (int)at;
@@ -50,7 +52,8 @@ static int load_by_addresses(struct boot_context *c, const uint8_t *head, uint64
 
 	*entry = bytes_load(head + header + 28, 4);
 	if (load > header_gpa || header_gpa - load > header)
-		return error_set(c->err, -EINVAL, "%s: the multiboot header's load address 0x%llx lies before the file",
+		return error_set(c->err, -EINVAL,
+			"%s: the multiboot header's load address 0x%llx lies before the file",
 			c->image.path, (unsigned long long)load);
 	offset = header - (header_gpa - load);
 	size = load_end ? load_end - load : c->image.size - offset;
@@ -58,12 +61,13 @@ static int load_by_addresses(struct boot_context *c, const uint8_t *head, uint64
 		return error_set(c->err, -EINVAL, "%s: the multiboot header's load range ends past the file",
 			c->image.path);
 	if (bss_end && bss_end < load + size)
-		return error_set(c->err, -EINVAL, "%s: the multiboot header's bss ends before it begins", c->image.path);
+		return error_set(c->err, -EINVAL, "%s: the multiboot header's bss ends before it begins",
+			c->image.path);
 	c->result->kernel_gpa = load;
 	c->result->kernel_size = bss_end ? bss_end - load : size;
 	if (*entry < load || *entry - load >= size)
-		return error_set(c->err, -EINVAL, "%s: the entry 0x%llx lies outside what is loaded", c->image.path,
-			(unsigned long long)*entry);
+		return error_set(c->err, -EINVAL, "%s: the entry 0x%llx lies outside what is loaded",
+			c->image.path, (unsigned long long)*entry);
 	code = check_load_range(c, "the image", load, c->result->kernel_size);
 	if (code < 0)
 		return code;
@@ -138,7 +142,8 @@ static int load_image(struct boot_context *c, uint64_t *entry)
 		return code;
 	header = multiboot_find(head, n);
 	if (header < 0)
-		return error_set(c->err, -ENOEXEC, "%s has no multiboot header in its first 8 KiB", c->image.path);
+		return error_set(c->err, -ENOEXEC, "%s has no multiboot header in its first 8 KiB",
+			c->image.path);
 	flags = (uint32_t)bytes_load(head + header + 4, 4);
 	if (flags & FLAGS_REQUIRED & ~(FLAG_ALIGN | FLAG_MEMORY | FLAG_VIDEO))
 		return error_set(c->err, -ENOEXEC, "%s requires multiboot features 0x%x that are not known",
@@ -154,7 +159,8 @@ int multiboot_load(struct boot_context *c)
 	int code = load_image(c, &entry);
 
 	if (code == 0 && (entry >= GPA_4G || c->result->kernel_gpa + c->result->kernel_size > GPA_4G))
-		return error_set(c->err, -EINVAL, "%s: a multiboot kernel must lie below 4 GiB", c->image.path);
+		return error_set(c->err, -EINVAL, "%s: a multiboot kernel must lie below 4 GiB",
+			c->image.path);
 	if (code == 0)
 		code = load_named_cmdline(c);
 	if (code == 0)
