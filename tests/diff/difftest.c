@@ -310,13 +310,19 @@ static bool is_wrap(const struct tester *t)
 		(t->test.loose_cr2 || t->host.cr2 > 0xffffff00);
 }
 
+/* Known: AMD's processors have a bit 17 in MXCSR (misaligned operands), which the CPU model does not offer. */
+static bool is_other_mxcsr(const struct tester *t)
+{
+	return t->test.loads_mxcsr && t->guest.vector == EXC_GP && (t->host.xsave[26] & 2);
+}
+
 static bool compare(struct tester *t, bool print)
 {
 	const struct outcome *h = &t->host, *g = &t->guest;
 	uint64_t mask = t->bits == 32 ? 0xffffffff : ~0ull;
 	unsigned bad = 0;
 
-	if (is_wrap(t))
+	if (is_wrap(t) || is_other_mxcsr(t))
 		return true;
 #define CHECK(name, a, b) \
 	if ((a) != (b)) { \

@@ -52,6 +52,7 @@ struct test {
 	unsigned length, count;
 	uint32_t undefined; /* flags that one of its instructions leaves undefined and the engine does not take from the host */
 	bool open_ended; /* it branches: the guest runs until the INT3 at the end */
+	bool loads_mxcsr;
 	bool loose_cr2; /* known: FLDENV and FRSTOR look at their operand's end first on some CPUs; the page counts */
 	uint64_t gpr[16], rflags, rip;
 	uint8_t xsave[CPU_XSAVE_SIZE];

@@ -163,6 +163,8 @@ static bool append_insn(struct tester *t, const ZydisDecoder *decoder, bool alon
 	}
 	if (z.mnemonic == ZYDIS_MNEMONIC_FLDENV || z.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
 		t->test.loose_cr2 = true;
+	if (z.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || z.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)
+		t->test.loads_mxcsr = true;
 	if (z.mnemonic == ZYDIS_MNEMONIC_XLAT)
 		t->test.gpr[GPR_RBX] = DATA + 0x1000;
 	memcpy(t->test.code + t->test.length, b, z.length);
@@ -179,7 +181,7 @@ void test_make(struct tester *t, const ZydisDecoder *decoder, unsigned length)
 	}
 	t->test.rip = t->code_at;
 	t->test.length = t->test.count = 0;
-	t->test.loose_cr2 = t->test.open_ended = false;
+	t->test.loose_cr2 = t->test.loads_mxcsr = t->test.open_ended = false;
 	t->test.branch_count = 0;
 	random_registers(t);
 	random_fp(t);
