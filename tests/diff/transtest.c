@@ -3,7 +3,7 @@
  * with RAM of its own, at both privileges. Each program runs several times, with other registers and pointers each time; after every
  * run the whole CPU state and all memory that a program can reach are compared.
  *
- *   transtest [--count N] [--seed S] [--first N] [--length L] [--runs R] [--keep-going]
+ *   transtest [--count N] [--seed S] [--first N] [--length L] [--runs R] [--lockstep] [--keep-going]
  *
  * A difference is made small: gadgets are replaced by NOPs as long as the engines still differ. A program ends in HLT, in an
  * exception (its handler is HLT) or by its limit, and then counts for nothing.
@@ -42,6 +42,8 @@
 
 #define LIMIT 3000u /* instructions of a run until it ends or is resumed */
 #define RESUMES 24u
+#define ALARM_US 60
+#define ALARMS_MAX 30000u
 
 struct side {
 	const char *name;
@@ -59,6 +61,7 @@ struct tester {
 	struct program program;
 	struct start start;
 	unsigned runs;
+	volatile unsigned alarms; /* of this run */
 };
 
 static struct tester *current;
@@ -100,11 +103,18 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 	signal(sig, SIG_DFL);
 }
 
-/* The translator runs for ever. */
+/* An event that leads to nothing, so that translated code is left at its polls; and an end if the translator runs for ever. */
 static void on_alarm(int sig)
 {
 	(void)sig;
-	atomic_fetch_or(&current->sides[1].block->events, VCPU_EVENT_EXIT);
+	atomic_fetch_or(&current->sides[1].block->events,
+		++current->alarms > ALARMS_MAX ? VCPU_EVENT_EXIT | VCPU_EVENT_TIMER : VCPU_EVENT_TIMER);
+}
+
+static void no_timer(void *ctx, uint64_t deadline_ns)
+{
+	(void)ctx;
+	(void)deadline_ns;
 }
 
 static void catch_signals(void)
@@ -426,7 +436,7 @@ static void print_difference(struct tester *t, unsigned run)
 /* True: the engines agree, or it did not end. *ended, *faults are counted up. */
 static bool run_program(struct tester *t, uint64_t seed, uint64_t number, bool print, uint64_t *ended, uint64_t *faults)
 {
-	struct itimerval second = { .it_value.tv_sec = 2 }, none = { 0 };
+	struct itimerval often = { .it_value.tv_usec = ALARM_US, .it_interval.tv_usec = ALARM_US }, none = { 0 };
 	struct insn_source s = { 0 };
 
 	for (unsigned n = 0; n < 2; n++) {
@@ -446,7 +456,8 @@ static bool run_program(struct tester *t, uint64_t seed, uint64_t number, bool p
 		do {
 			if (run_side(&t->sides[0], LIMIT) == VCPU_EXIT_NONE)
 				return true;
-			setitimer(ITIMER_REAL, &second, NULL);
+			t->alarms = 0;
+			setitimer(ITIMER_REAL, &often, NULL);
 			run_side(&t->sides[1], 0);
 			setitimer(ITIMER_REAL, &none, NULL);
 			++*ended;
@@ -482,7 +493,7 @@ static void shrink(struct tester *t, uint64_t seed, uint64_t number)
 
 static bool create_side(struct side *side, enum vcpu_engine kind)
 {
-	struct engine_env env = { env_access, env_exit, env_wait, NULL, side, -1 };
+	struct engine_env env = { env_access, env_exit, env_wait, no_timer, side, -1 };
 	struct error err;
 	int fd = memfd_create("transtest", 0);
 
@@ -524,10 +535,11 @@ static bool test(struct tester *t, uint64_t seed, uint64_t number, unsigned leng
 int main(int argc, char **argv)
 {
 	static const struct option options[] = { { "count", 1, NULL, 'c' }, { "seed", 1, NULL, 's' }, { "first", 1, NULL, 'f' },
-		{ "length", 1, NULL, 'l' }, { "runs", 1, NULL, 'r' }, { "keep-going", 0, NULL, 'g' }, { NULL, 0, NULL, 0 } };
+		{ "length", 1, NULL, 'l' }, { "runs", 1, NULL, 'r' }, { "lockstep", 0, NULL, 'k' }, { "keep-going", 0, NULL, 'g' }, { NULL, 0, NULL, 0 } };
 	struct tester *t = calloc(1, sizeof(*t));
 	uint64_t count = 2000, seed = 1, first = 0, failures = 0, ended = 0, faults = 0;
 	unsigned length = 24;
+	enum vcpu_engine kind = VCPU_ENGINE_TRANSLATE;
 	bool keep_going = false;
 
 	if (!t)
@@ -544,6 +556,8 @@ int main(int argc, char **argv)
 			length = (unsigned)atoi(optarg) > GADGETS_MAX ? GADGETS_MAX : (unsigned)atoi(optarg);
 		else if (c == 'r')
 			t->runs = (unsigned)atoi(optarg);
+		else if (c == 'k')
+			kind = VCPU_ENGINE_LOCKSTEP;
 		else if (c == 'g')
 			keep_going = true;
 		else
@@ -552,7 +566,7 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	current = t;
 	catch_signals();
-	if (!create_side(&t->sides[0], VCPU_ENGINE_INTERP) || !create_side(&t->sides[1], VCPU_ENGINE_TRANSLATE) ||
+	if (!create_side(&t->sides[0], VCPU_ENGINE_INTERP) || !create_side(&t->sides[1], kind) ||
 		!t->sides[1].engine->translator) {
 		fprintf(stderr, "transtest: there is no translator here\n");
 		return 77;
