@@ -289,7 +289,10 @@ static void branch_gadget(struct program *p, struct gadget *g, struct insn_sourc
 	case 6: /* push label; ret */
 		put8(g, 0x68);
 		put_fix(g, FIX_ABSOLUTE, to, 0);
-		put(g, pick(s, 3) ? "\xc3" : "\xc2\x10\x00", pick(s, 3) ? 1 : 3);
+		if (pick(s, 3))
+			put8(g, 0xc3);
+		else
+			put(g, "\xc2\x10\x00", 3); /* ret $16 */
 		break;
 	case 7: /* jmp, call *table(entry) */
 		p->table[label].disp = pick(s, 2);
