@@ -211,24 +211,24 @@ static void set_rsp(struct tx *x, uint32_t live)
 	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 0 });
 }
 
-/* S1 = what MOV to RSP reads. */
-static bool load_source(struct tx *x, const struct tx_insn *i)
+/* S1 = operand n, of 64 bits: memory or a register other than RSP. */
+static bool load_operand(struct tx *x, const struct tx_insn *i, unsigned n)
 {
-	const ZydisDecodedOperand *src = &i->d.op[1];
+	const ZydisDecodedOperand *op = &i->d.op[n];
 	struct emit_mem memory;
 	bool high;
 	int reg;
 
-	if (i->memory >= 0) {
-		if (i->memory != 1 || !tx_operand(x, src, 0, &memory))
+	if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+		if (i->memory != (int)n || !tx_operand(x, op, 0, &memory))
 			return false;
 		tx_clobber(x, SCRATCH(S1));
 		emit_load(&x->m, S1, memory);
 		return true;
 	}
-	if (src->type != ZYDIS_OPERAND_TYPE_REGISTER)
+	if (op->type != ZYDIS_OPERAND_TYPE_REGISTER)
 		return false;
-	reg = decode_gpr(src->reg.value, &high);
+	reg = decode_gpr(op->reg.value, &high);
 	if (reg < 0 || reg == RSP)
 		return false;
 	tx_clobber(x, SCRATCH(S1));
@@ -263,7 +263,7 @@ static bool write_rsp(struct tx *x, struct tx_insn *i)
 		set_rsp(x, FLAGS_STATUS & live_after(x));
 		break;
 	case ZYDIS_MNEMONIC_MOV:
-		if (!load_source(x, i))
+		if (!load_operand(x, i, 1))
 			return false;
 		set_rsp(x, i->flags_live);
 		break;
@@ -430,7 +430,6 @@ static bool load_address(struct tx *x, struct tx_insn *i)
 static bool push(struct tx *x, struct tx_insn *i)
 {
 	const ZydisDecodedOperand *op = &i->d.op[0];
-	struct emit_mem memory;
 	bool high;
 	int reg;
 
@@ -442,10 +441,8 @@ static bool push(struct tx *x, struct tx_insn *i)
 		return true;
 	}
 	if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-		if (i->memory < 0 || !tx_operand(x, op, 0, &memory))
+		if (!load_operand(x, i, 0))
 			return false;
-		tx_clobber(x, SCRATCH(S1));
-		emit_load(&x->m, S1, memory);
 		emit_push(&x->m, S1);
 		return true;
 	}
@@ -532,35 +529,6 @@ static bool relative_target(const struct tx_insn *i, int64_t *target)
 	return *target == (int32_t)*target;
 }
 
-static bool load_target(struct tx *x, struct tx_insn *i)
-{
-	const ZydisDecodedOperand *op = &i->d.op[0];
-	struct emit_mem memory;
-	bool high;
-	int reg;
-
-	if (i->d.insn.operand_width != 64)
-		return false;
-	if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-		if (i->memory < 0 || !tx_operand(x, op, 0, &memory))
-			return false;
-		tx_clobber(x, SCRATCH(S1));
-		emit_load(&x->m, S1, memory);
-		return true;
-	}
-	if (op->type != ZYDIS_OPERAND_TYPE_REGISTER)
-		return false;
-	reg = decode_gpr(op->reg.value, &high);
-	if (reg < 0 || reg == RSP)
-		return false;
-	tx_clobber(x, SCRATCH(S1));
-	if (reg == S1 || reg == S2)
-		emit_load(&x->m, S1, home(x, reg));
-	else
-		emit_move(&x->m, S1, reg);
-	return true;
-}
-
 static bool is_plain_branch(const struct tx_insn *i)
 {
 	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && !(i->d.insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
@@ -576,7 +544,7 @@ static bool jump(struct tx *x, struct tx_insn *i)
 		go_direct(x, i, target, 0);
 		return true;
 	}
-	if (!load_target(x, i))
+	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
 		return false;
 	tx_jump(x, i->offset, 0, true);
 	x->ended = true;
@@ -595,7 +563,7 @@ static bool call(struct tx *x, struct tx_insn *i)
 		go_direct(x, i, target, -8);
 		return true;
 	}
-	if (!load_target(x, i))
+	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
 		return false;
 	page_address(x, S2, i->next);
 	emit_push(&x->m, S2);
