@@ -1,7 +1,7 @@
 /*
- * The translator's memory: code in a memfd mapped twice, writable and executable, never both; tables of blocks, exits and the fault
- * map. Nothing is freed alone: when a table is full all code is forgotten (translator_reset), which happens only while no translated
- * code runs.
+ * The translator's memory: code in a memfd mapped twice, writable and executable, never both; tables of
+ * blocks, exits and the fault map. Nothing is freed alone: when a table is full all code is forgotten
+ * (translator_reset), which happens only while no translated code runs.
  *
  * Everything that emitted code addresses absolutely lies below 2 GiB (MAP_32BIT).
  */
@@ -43,7 +43,8 @@ int translator_create(struct engine *e)
 	struct translator *t;
 	int error;
 
-	if (!e->shadow || (uintptr_t)e >> 31 || (uintptr_t)e->deltas >> 31 || (uintptr_t)e->block >> 31 || !__builtin_cpu_supports("bmi2"))
+	if (!e->shadow || (uintptr_t)e >> 31 || (uintptr_t)e->deltas >> 31 || (uintptr_t)e->block >> 31 ||
+		!__builtin_cpu_supports("bmi2"))
 		return -ENOTSUP;
 	t = take_low(sizeof(*t), PROT_READ | PROT_WRITE);
 	if (!t)
@@ -159,7 +160,7 @@ void translator_drop_code(struct engine *e, uint32_t id)
 {
 	struct translator *t = e->translator;
 	struct tb *tb = &t->tbs[id];
-	struct emit m = { t->write + tb->code, 0 };
+	struct emit m = {t->write + tb->code, 0};
 
 	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
 	emit_patch(emit_jmp(&m), t->write + t->leave);
@@ -189,14 +190,15 @@ void translator_reset(struct engine *e)
 
 	for (uint32_t n = 0; n < t->tb_used; n++) {
 		uint32_t index = t->tbs[n].block;
-		uint32_t *tb = index & TB_CROSSING ? c->crossings[index & ~TB_CROSSING].tb : c->blocks[index].tb;
+		uint32_t *tb =
+			index & TB_CROSSING ? c->crossings[index & ~TB_CROSSING].tb : c->blocks[index].tb;
 
 		tb[0] = tb[1] = 0;
 	}
 	t->code_used = (t->fixed + 63) & ~63u;
 	t->tb_used = t->map_used = 0;
 	t->site_used = SITE_LOST + 1;
-	t->sites[SITE_LOST] = (struct site){ .kind = SITE_TARGET };
+	t->sites[SITE_LOST] = (struct site){.kind = SITE_TARGET};
 	t->chain_from = 0;
 	for (unsigned n = 0; n < JUMPS; n++) {
 		t->hot.jumps[n].tag = 1;

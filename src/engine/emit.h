@@ -2,8 +2,8 @@
  * Writing x86-64 machine code. Only what the translator emits by itself; guest instructions are re-encoded in
  * reencode.c. Registers are numbered as the hardware does (0 RAX … 15 R15).
  *
- * Absolute addresses are below 2 GiB and encoded as a SIB byte without base and index (disp32, sign-extended), so that
- * emitted code needs no register for the engine's own data.
+ * Absolute addresses are below 2 GiB and encoded as a SIB byte without base and index (disp32,
+ * sign-extended), so that emitted code needs no register for the engine's own data.
  */
 #ifndef ENGINE_EMIT_H
 #define ENGINE_EMIT_H
@@ -23,8 +23,8 @@ struct emit_mem {
 };
 
 struct emit {
-	uint8_t *p;	 /* where the next byte goes, in the writable mapping */
-	uintptr_t run;	 /* executable address − writable address */
+	uint8_t *p;    /* where the next byte goes, in the writable mapping */
+	uintptr_t run; /* executable address − writable address */
 };
 
 static inline uint64_t emit_pc(const struct emit *m)
@@ -45,17 +45,17 @@ static inline void emit32(struct emit *m, uint32_t value)
 
 static inline struct emit_mem mem_abs(const volatile void *address)
 {
-	return (struct emit_mem){ NO_REG, NO_REG, 0, (int32_t)(uintptr_t)address };
+	return (struct emit_mem){NO_REG, NO_REG, 0, (int32_t)(uintptr_t)address};
 }
 
 static inline struct emit_mem mem_table(const volatile void *table, int index)
 {
-	return (struct emit_mem){ NO_REG, index, 3, (int32_t)(uintptr_t)table };
+	return (struct emit_mem){NO_REG, index, 3, (int32_t)(uintptr_t)table};
 }
 
 static inline struct emit_mem mem_base(int base, int32_t disp)
 {
-	return (struct emit_mem){ base, NO_REG, 0, disp };
+	return (struct emit_mem){base, NO_REG, 0, disp};
 }
 
 /* ModRM, SIB and displacement; reg's low three bits. */
@@ -170,7 +170,8 @@ static inline void emit_cmp_mem(struct emit *m, int reg, struct emit_mem a)
 }
 
 /* VEX with three bytes: map 1 0F, 2 0F38, 3 0F3A; pp 0 none, 1 66, 2 F3, 3 F2. */
-static inline void emit_vex(struct emit *m, unsigned map, unsigned pp, bool w, int reg, int vvvv, struct emit_mem a)
+static inline void emit_vex(
+	struct emit *m, unsigned map, unsigned pp, bool w, int reg, int vvvv, struct emit_mem a)
 {
 	unsigned rex = rex_bits(reg, a);
 

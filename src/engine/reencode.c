@@ -1,6 +1,6 @@
 /*
- * Re-encoding: the guest's instruction, byte for byte, but for the registers in ModRM, SIB, REX and VEX. The opcode, the
- * mandatory prefixes, the operand size and the immediate stay.
+ * Re-encoding: the guest's instruction, byte for byte, but for the registers in ModRM, SIB, REX and VEX. The
+ * opcode, the mandatory prefixes, the operand size and the immediate stay.
  *
  *   legacy   | 66 F0 F2 F3 | REX 0100WRXB | opcode map | opcode | ModRM | SIB | disp | imm |
  *   VEX      | C4 | ~R ~X ~B mmmmm | W ~vvvv L pp | opcode | ModRM | SIB | disp | imm |
@@ -22,7 +22,8 @@ static bool is_gpr(const struct decoded *d, ZydisOperandEncoding encoding)
 
 bool reencode_possible(const struct decoded *d, bool high, const struct emit_mem *memory)
 {
-	if (d->insn.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && d->insn.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+	if (d->insn.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+		d->insn.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
 		return false;
 	switch (d->insn.opcode_map) {
 	case ZYDIS_OPCODE_MAP_DEFAULT:
@@ -46,7 +47,8 @@ static void emit_operands(struct emit *m, const struct decoded *d, const uint8_t
 		imm = z->raw.imm[0].offset;
 	else if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && z->raw.modrm.offset) {
 		/* A register in the immediate (is4) that the decoder does not list. */
-		unsigned after = z->raw.modrm.offset + 1u + (z->raw.sib.offset ? 1 : 0) + z->raw.disp.size / 8;
+		unsigned after =
+			z->raw.modrm.offset + 1u + (z->raw.sib.offset ? 1 : 0) + z->raw.disp.size / 8;
 
 		imm = after;
 	}
@@ -71,7 +73,8 @@ static void emit_opcode(struct emit *m, const ZydisDecodedInstruction *z, unsign
 	emit8(m, opcode);
 }
 
-void reencode(struct emit *m, const struct decoded *d, const uint8_t *bytes, const struct emit_mem *memory, const uint8_t *map)
+void reencode(struct emit *m, const struct decoded *d, const uint8_t *bytes, const struct emit_mem *memory,
+	const uint8_t *map)
 {
 	const ZydisDecodedInstruction *z = &d->insn;
 	bool vex = z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
@@ -98,7 +101,10 @@ void reencode(struct emit *m, const struct decoded *d, const uint8_t *bytes, con
 	rm |= (int)b << 3;
 	if (in_opcode)
 		rm = (z->opcode & 7) | (int)b << 3;
-	/* Numbers 4..7 of byte registers without REX are AH..BH and stay: the caller maps none of them elsewhere. */
+	/*
+	 * Numbers 4..7 of byte registers without REX are AH..BH and stay: the caller maps none of them
+	 * elsewhere.
+	 */
 	if (is_gpr(d, ZYDIS_OPERAND_ENCODING_MODRM_REG))
 		reg = map[reg];
 	if (in_opcode || (!has_memory && is_gpr(d, ZYDIS_OPERAND_ENCODING_MODRM_RM)))

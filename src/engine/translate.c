@@ -1,12 +1,13 @@
 /*
- * From a decoded block to host code. The block is looked at twice: backwards, to learn before which instructions
- * the status flags are dead (a check may then use CMP), and forwards, to emit.
+ * From a decoded block to host code. The block is looked at twice: backwards, to learn before which
+ * instructions the status flags are dead (a check may then use CMP), and forwards, to emit.
  *
- * Behind the code stand its stubs: look-ups for predictions that failed, polls of backward branches, and one exit for each
- * way out (a site). A site of a direct branch is patched to the target's code when that exists.
+ * Behind the code stand its stubs: look-ups for predictions that failed, polls of backward branches, and one
+ * exit for each way out (a site). A site of a direct branch is patched to the target's code when that exists.
  *
- * Precise state: the fault map says which guest instruction host code belongs to. The emitted code of an instruction changes
- * no guest register before its last access that may fault, so a fault is repaired by interpreting it from the start.
+ * Precise state: the fault map says which guest instruction host code belongs to. The emitted code of an
+ * instruction changes no guest register before its last access that may fault, so a fault is repaired by
+ * interpreting it from the start.
  */
 #include "engine/translate.h"
 
@@ -22,7 +23,8 @@ uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo)
 		return 0;
 	}
 	t->site_used++;
-	t->sites[id] = (struct site){ .kind = (uint8_t)kind, .offset = (int16_t)offset, .undo = (int16_t)undo, .tb = x->tb };
+	t->sites[id] = (struct site){
+		.kind = (uint8_t)kind, .offset = (int16_t)offset, .undo = (int16_t)undo, .tb = x->tb};
 	return id;
 }
 
@@ -32,7 +34,7 @@ void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site)
 		x->failed = true;
 		return;
 	}
-	x->stubs[x->stub_count++] = (struct tx_stub){ .from = from, .kind = kind, .site = site };
+	x->stubs[x->stub_count++] = (struct tx_stub){.from = from, .kind = kind, .site = site};
 }
 
 void tx_map(struct tx *x, int offset, bool poll)
@@ -43,7 +45,8 @@ void tx_map(struct tx *x, int offset, bool poll)
 		x->failed = true;
 		return;
 	}
-	t->map[t->map_used++] = (struct map_entry){ (uint32_t)(x->m.p - x->start), (int16_t)offset, poll, false };
+	t->map[t->map_used++] =
+		(struct map_entry){(uint32_t)(x->m.p - x->start), (int16_t)offset, poll, false};
 }
 
 void tx_clobber(struct tx *x, unsigned scratch)
@@ -100,15 +103,15 @@ void tx_jump(struct tx *x, int offset, int undo, bool polls)
 	}
 	emit_store(&x->m, RCX, mem_abs(&h->save));
 	emit_load(&x->m, RCX, mem_abs(&h->salt[x->view]));
-	emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S1, 0, 0 });
+	emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 0});
 	/* movzwl %cx, %r11d */
 	emit8(&x->m, 0x44);
 	emit8(&x->m, 0x0f);
 	emit8(&x->m, 0xb7);
 	emit8(&x->m, 0xd9);
-	emit_lea(&x->m, S2, (struct emit_mem){ NO_REG, S2, 2, 0 });
+	emit_lea(&x->m, S2, (struct emit_mem){NO_REG, S2, 2, 0});
 	emit_load(&x->m, S1, mem_table(&h->jumps[0].tag, S2));
-	emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S1, 0, 0 });
+	emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 0});
 	hit = emit_jrcxz(&x->m);
 	emit_load(&x->m, RCX, mem_abs(&h->save));
 	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_TARGET, offset, undo));
@@ -184,9 +187,9 @@ static bool decode_all(struct tx *x, const struct block *b, const uint8_t *bytes
 		memset(i, 0, sizeof(*i));
 		i->bytes = bytes;
 		i->offset = offset;
-		if (b->insns[n].fn != op_undefined &&
-			(!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, b->insns[n].length, &i->d.insn, i->d.op)) ||
-				i->d.insn.length != b->insns[n].length))
+		if (b->insns[n].fn != op_undefined && (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes,
+							       b->insns[n].length, &i->d.insn, i->d.op)) ||
+							      i->d.insn.length != b->insns[n].length))
 			return false;
 		bytes += b->insns[n].length;
 		offset += b->insns[n].length;
@@ -209,7 +212,8 @@ static void find_live_flags(struct tx *x)
 	}
 }
 
-/* The instruction has changed registers: deltas held for them are good only if it was a small constant step. */
+/* The instruction has changed registers: deltas held for them are good only if it was a small constant step.
+ */
 static void account(struct tx *x, const struct tx_insn *i)
 {
 	for (int s = 0; s < 2; s++) {
@@ -277,15 +281,15 @@ static void emit_block(struct tx *x, const struct block *b)
 	emit_stubs(x);
 }
 
-static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view, const uint8_t *bytes,
-	int offset)
+static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view,
+	const uint8_t *bytes, int offset)
 {
 	struct translator *t = e->translator;
 	struct tx x;
 	struct tb *tb;
 
-	if (t->tb_used == TB_MAX || t->code_used + BLOCK_CODE_MAX > CODE_SIZE || t->site_used + 256 > SITE_MAX ||
-		t->map_used + 256 > MAP_MAX)
+	if (t->tb_used == TB_MAX || t->code_used + BLOCK_CODE_MAX > CODE_SIZE ||
+		t->site_used + 256 > SITE_MAX || t->map_used + 256 > MAP_MAX)
 		translator_reset(e);
 	x.e = e;
 	x.t = t;
@@ -300,8 +304,11 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.m.p = x.start;
 	x.m.run = (uintptr_t)t->execute - (uintptr_t)t->write;
 	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){ .block = index, .code = t->code_used, .map = t->map_used,
-		.first_site = t->site_used, .view = (uint8_t)x.view };
+	*tb = (struct tb){.block = index,
+		.code = t->code_used,
+		.map = t->map_used,
+		.first_site = t->site_used,
+		.view = (uint8_t)x.view};
 	if (!decode_all(&x, b, bytes, offset))
 		return 0;
 	find_live_flags(&x);
@@ -327,12 +334,14 @@ uint32_t translate_block(struct engine *e, const struct block *b, unsigned view)
 {
 	uint64_t offset = b->key >> 2;
 
-	return translate(e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff));
+	return translate(
+		e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff));
 }
 
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view)
 {
-	struct block b = { .insns = &c->insn, .count = 1, .bytes = c->length };
+	struct block b = {.insns = &c->insn, .count = 1, .bytes = c->length};
 
-	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes, (int)(c->linear & 0xfff));
+	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes,
+		(int)(c->linear & 0xfff));
 }

@@ -1,9 +1,10 @@
 /*
- * The translator's inside (docs/translator.md). All of it lies below 2 GiB, so that emitted code reaches it by absolute addresses.
+ * The translator's inside (docs/translator.md). All of it lies below 2 GiB, so that emitted code reaches it
+ * by absolute addresses.
  *
  *   translate.c       a decoded block → host code: flags, registers, exits, the fault map
  *   translate_mem.c   how an operand's address is formed, checked and reached
- *   translate_insn.c  which instructions are copied, which have code of their own; the rest is left to the interpreter
+ *   translate_insn.c  which instructions are copied, which have code of their own; the rest is interpreted
  *   translate_system.c  privileged instructions that have code of their own
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
  *   code_cache.c      memory for code and tables; dropping blocks
@@ -27,45 +28,45 @@
 #define S2 R11
 #define SCRATCH(reg) (1u << (reg))
 
-#define POLL_SIZE (2u << 20) /* the page that is read, and what event bits lead to */
+#define POLL_SIZE (2u << 20)	    /* the page that is read, and what event bits lead to */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define CODE_SIZE (32u << 20)
 #define TB_MAX (1u << 17)
 #define SITE_MAX (1u << 19)
 #define MAP_MAX (1u << 21)
 #define JUMPS 65536u
-#define TB_SIZE_MIN 16		/* host bytes of one block at least */
+#define TB_SIZE_MIN 16 /* host bytes of one block at least */
 #define HEAT 16
-#define DRIFT_MAX (1 << 30)	/* bytes that a base register may be stepped while its delta is held */
+#define DRIFT_MAX (1 << 30)   /* bytes that a base register may be stepped while its delta is held */
 #define BLOCK_CODE_MAX 16384u /* host bytes of one block at most */
 
 /* What emitted code reads and writes. */
 struct hot {
-	uint64_t code_base;	     /* gva of the page that runs */
-	uint64_t code_host;	     /* where the shadow has it */
-	uint64_t rsp_delta, rsp_neg; /* and its negative */
+	uint64_t code_base;	       /* gva of the page that runs */
+	uint64_t code_host;	       /* where the shadow has it */
+	uint64_t rsp_delta, rsp_neg;   /* and its negative */
 	uint64_t rsp_key, rsp_key_neg; /* guest RSP >> 39; its negative */
-	uint64_t high_mask;	     /* bits 63:39, for PEXT */
-	uint64_t seg_host[2];	     /* FS, GS base + the delta of its slot */
-	uint64_t salt[SHADOW_VIEWS]; /* of the jump cache's keys */
-	uint64_t target;	     /* of the indirect jump under way */
-	uint64_t save;		     /* RCX, while the jump cache is looked up; RAX, while flags are kept */
+	uint64_t high_mask;	       /* bits 63:39, for PEXT */
+	uint64_t seg_host[2];	       /* FS, GS base + the delta of its slot */
+	uint64_t salt[SHADOW_VIEWS];   /* of the jump cache's keys */
+	uint64_t target;	       /* of the indirect jump under way */
+	uint64_t save;		       /* RCX, while the jump cache is looked up; RAX, while flags are kept */
 	uint64_t string_si, string_di; /* deltas in RSI and RDI while MOVS or STOS runs */
-	uint64_t mode_changed;	     /* CS and SS are another privilege's since the engine has last looked */
+	uint64_t mode_changed; /* CS and SS are another privilege's since the engine has last looked */
 	uint64_t exit_site;
-	uint64_t scratch[2];	     /* R10, R11 at a fault */
+	uint64_t scratch[2]; /* R10, R11 at a fault */
 	uint64_t rsp_host;
 	uint64_t c_rsp;
-	uint64_t flags;		     /* ax form of operand.h */
+	uint64_t flags; /* ax form of operand.h */
 	uint64_t enter_pc;
-	uint64_t slot_mask;	     /* bits 47:39, for PEXT */
+	uint64_t slot_mask;						  /* bits 47:39, for PEXT */
 	uint64_t mask_if, mask_no_if, mask_virtual, mask_ax, mask_status; /* translate_system.c */
-	uint64_t fp_gate;	     /* an address that can be read if fp_loaded, else one that can't */
-	uint64_t fp_loaded;	     /* the guest's vector state is in the host's registers */
+	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
+	uint64_t fp_loaded; /* the guest's vector state is in the host's registers */
 	/* The jump cache. */
 	struct jump {
-		uint64_t tag;  /* the negative of RIP + salt */
-		uint64_t code; /* host */
+		uint64_t tag;	     /* the negative of RIP + salt */
+		uint64_t code;	     /* host */
 		uint64_t base, host; /* code_base, code_host */
 	} jumps[JUMPS];
 };
@@ -73,7 +74,8 @@ struct hot {
 enum site_kind {
 	SITE_CHAIN,  /* direct, in the page: `offset`; the branch can be patched */
 	SITE_INTERP, /* the interpreter does the instruction at `offset` */
-	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by */
+	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by
+		      */
 };
 
 /* The site of the fixed code. */
@@ -81,28 +83,28 @@ enum site_kind {
 
 /* A way out of a block. */
 struct site {
-	uint32_t patch;	   /* offset of the branch's displacement in the cache (SITE_CHAIN) */
-	uint32_t stub;	   /* where it leads when not chained */
+	uint32_t patch; /* offset of the branch's displacement in the cache (SITE_CHAIN) */
+	uint32_t stub;	/* where it leads when not chained */
 	uint32_t tb;
-	uint32_t next;	   /* among those chained to the same block: index + 1 */
+	uint32_t next; /* among those chained to the same block: index + 1 */
 	int16_t undo;
-	int16_t offset;	   /* in the page; may be 4096 */
+	int16_t offset; /* in the page; may be 4096 */
 	uint8_t kind;
 	bool chained;
-	uint32_t target;   /* tb, while chained */
+	uint32_t target; /* tb, while chained */
 };
 
 #define TB_CROSSING 0x80000000u
 
 /* A translated block. */
 struct tb {
-	uint32_t block;	      /* index in block_cache, or TB_CROSSING + that of a crossing */
-	uint32_t code, size;  /* in the cache */
-	uint32_t map, maps;   /* its part of the fault map */
-	uint32_t incoming;    /* site index + 1 */
+	uint32_t block;	     /* index in block_cache, or TB_CROSSING + that of a crossing */
+	uint32_t code, size; /* in the cache */
+	uint32_t map, maps;  /* its part of the fault map */
+	uint32_t incoming;   /* site index + 1 */
 	uint32_t first_site, sites;
 	uint8_t view;
-	bool dead;	      /* its first bytes are an exit now; its sites are not patched any more */
+	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
 };
 
 /* From host code to guest instruction: valid up to the next entry. */
@@ -117,12 +119,12 @@ struct map_entry {
 struct translator {
 	struct hot hot;
 	/* Set at create. */
-	uint8_t *write;	      /* the code, writable */
-	uint8_t *execute;     /* the same, executable */
-	uint8_t *poll;	      /* hva of the page that polls read; what follows it faults */
+	uint8_t *write;	  /* the code, writable */
+	uint8_t *execute; /* the same, executable */
+	uint8_t *poll;	  /* hva of the page that polls read; what follows it faults */
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
-	uint32_t fixed;	      /* end of it */
-	unsigned heat;	      /* interpretations before a block is translated, HEAT; tests set 1 */
+	uint32_t fixed;				  /* end of it */
+	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
@@ -130,7 +132,7 @@ struct translator {
 	bool nonglobal_jumps; /* the jump cache has supervisor targets that a CR3 write may change */
 	bool interp_next;     /* the next instruction is the interpreter's */
 	bool faulted;
-	unsigned fp_warm;     /* entries that still load the vector state in advance */
+	unsigned fp_warm; /* entries that still load the vector state in advance */
 	uint64_t fault_hva;
 	uint64_t fault_pc;
 	bool fault_write;
@@ -142,7 +144,7 @@ struct translator {
 	struct site *sites;
 	struct map_entry *map;
 	/* Of the block that is being profiled and translated. */
-	uint16_t seen[32];    /* slot + 1 of each instruction's operand; 0 unknown */
+	uint16_t seen[32]; /* slot + 1 of each instruction's operand; 0 unknown */
 };
 
 /* --- code_cache.c --- */
@@ -164,8 +166,9 @@ void site_unchain(struct translator *t, uint32_t site);
 
 /* --- translate_run.c --- */
 /*
- * One step of the main loop at the block b, which is at RIP: runs translated code (DID_RUN: look again), or profiles and
- * translates. DID_NOTHING: the caller interprets the block; DID_LEAVE_ONE: its first instruction alone.
+ * One step of the main loop at the block b, which is at RIP: runs translated code (DID_RUN: look again), or
+ * profiles and translates. DID_NOTHING: the caller interprets the block; DID_LEAVE_ONE: its first instruction
+ * alone.
  */
 enum translator_did { DID_NOTHING, DID_RUN, DID_LEAVE_ONE };
 enum translator_did translator_step(struct engine *e, struct block *b);
@@ -183,24 +186,24 @@ uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned
 struct tx_insn {
 	struct decoded d;
 	const uint8_t *bytes;
-	int offset, next;	 /* in the page */
-	uint32_t written;	 /* general registers, a bit each */
-	uint32_t used;		 /* explicit register operands, not those of addresses */
+	int offset, next; /* in the page */
+	uint32_t written; /* general registers, a bit each */
+	uint32_t used;	  /* explicit register operands, not those of addresses */
 	uint32_t flags_read, flags_written;
-	uint32_t flags_live;	 /* before it: may not be destroyed */
-	int memory;		 /* index of the ModRM memory operand, −1 none */
+	uint32_t flags_live; /* before it: may not be destroyed */
+	int memory;	     /* index of the ModRM memory operand, −1 none */
 	bool high, vector;
 };
 
 enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP };
 /* Code that stands behind the block. */
 struct tx_stub {
-	uint8_t *from;		 /* displacement that leads to it */
+	uint8_t *from; /* displacement that leads to it */
 	enum stub_kind kind;
 	uint32_t site;
-	const uint8_t *back;	 /* STUB_LOOKUP, STUB_RSP: where it returns */
+	const uint8_t *back; /* STUB_LOOKUP, STUB_RSP: where it returns */
 	int src, dst;
-	int offset;		 /* STUB_POLL: where it goes */
+	int offset; /* STUB_POLL: where it goes */
 };
 
 #define TX_STUBS 192
@@ -219,8 +222,8 @@ struct tx {
 	/* Which base register's slot delta a scratch register holds; −1. */
 	int holds[2];
 	int64_t drift[2];
-	int last;		 /* the scratch register used last: 0 S1, 1 S2 */
-	bool gated;		 /* the vector state has been asked for */
+	int last;   /* the scratch register used last: 0 S1, 1 S2 */
+	bool gated; /* the vector state has been asked for */
 	bool ended, failed;
 };
 
@@ -230,7 +233,8 @@ void tx_map(struct tx *x, int offset, bool poll);
 /* A patchable branch to `offset` of the page; cc −1: always. */
 void tx_branch(struct tx *x, int cc, int offset);
 /* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
-/* Events are looked at without touching flags: any bit makes the load fault. Destroys the scratch register. */
+/* Events are looked at without touching flags: any bit makes the load fault. Destroys the scratch register.
+ */
 void tx_poll(struct tx *x, int scratch);
 void tx_jump(struct tx *x, int offset, int undo, bool poll);
 /* Leaves to the interpreter before the instruction. */
@@ -239,15 +243,19 @@ void tx_interp(struct tx *x, int offset);
 void tx_clobber(struct tx *x, unsigned scratch);
 
 /* --- translate_mem.c --- */
-/* Forms the operand of the current instruction. data: scratch registers that it must leave free. False: not possible. */
+/*
+ * Forms the operand of the current instruction. data: scratch registers that it must leave free. False: not
+ * possible.
+ */
 bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, struct emit_mem *out);
 /* dst = the delta of the slot of the address in src; with dead flags by prediction. */
 void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live);
 /* guest address (flat, not yet checked) of the operand → scratch register `to`; `other` may be destroyed. */
 void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other);
 /*
- * The guest address in S1 is in RSP's slot afterwards and S2 is the slot's delta; else the interpreter does the instruction, or
- * (may_switch: RSP is set at once, nothing faults before) the slot becomes RSP's. No register of the guest has changed.
+ * The guest address in S1 is in RSP's slot afterwards and S2 is the slot's delta; else the interpreter does
+ * the instruction, or (may_switch: RSP is set at once, nothing faults before) the slot becomes RSP's. No
+ * register of the guest has changed.
  */
 void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch);
 /* Makes the slot of the address in S1 RSP's; destroys S2. */
@@ -258,7 +266,6 @@ void tx_get_rsp(struct tx *x, int to, int32_t disp);
 void tx_examine(struct tx *x, struct tx_insn *i);
 /* Emits it. False: the interpreter must do it. */
 bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
-
 
 /* --- translate_system.c --- */
 void translator_set_masks(struct translator *t);

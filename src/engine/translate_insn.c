@@ -1,13 +1,14 @@
 /*
- * What becomes of each instruction. Only mnemonics that are listed here are copied (their operands rewritten); those
- * with effects on RSP, RIP or implicit memory have code of their own; the interpreter does the rest. So an instruction that nobody has thought of
- * can't do harm.
+ * What becomes of each instruction. Only mnemonics that are listed here are copied (their operands
+ * rewritten); those with effects on RSP, RIP or implicit memory have code of their own; the interpreter does
+ * the rest. So an instruction that nobody has thought of can't do harm.
  */
 #include "engine/native.h"
 #include "engine/translate.h"
 
 #define RSP_STEP_MAX 65536
 
+/* clang-format off */
 static bool is_copied(ZydisMnemonic mnemonic)
 {
 	switch (mnemonic) {
@@ -38,11 +39,12 @@ static bool is_copied(ZydisMnemonic mnemonic)
 		return mnemonic >= ZYDIS_MNEMONIC_SETB && mnemonic <= ZYDIS_MNEMONIC_SETZ && mnemonic != ZYDIS_MNEMONIC_SETSSBSY;
 	}
 }
+/* clang-format on */
 
 static bool is_cmov(const ZydisDecodedInstruction *z)
 {
 	return z->opcode_map == ZYDIS_OPCODE_MAP_0F && (z->opcode & 0xf0) == 0x40 &&
-		z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+	       z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
 }
 
 static bool is_nothing(ZydisMnemonic mnemonic)
@@ -66,9 +68,18 @@ static bool is_nothing(ZydisMnemonic mnemonic)
 static bool keeps_undefined_flags(ZydisMnemonic mnemonic)
 {
 	switch (mnemonic) {
-	case ZYDIS_MNEMONIC_MUL: case ZYDIS_MNEMONIC_IMUL: case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV:
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
-	case ZYDIS_MNEMONIC_BSF: case ZYDIS_MNEMONIC_BSR: case ZYDIS_MNEMONIC_TZCNT: case ZYDIS_MNEMONIC_LZCNT:
+	case ZYDIS_MNEMONIC_MUL:
+	case ZYDIS_MNEMONIC_IMUL:
+	case ZYDIS_MNEMONIC_DIV:
+	case ZYDIS_MNEMONIC_IDIV:
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_BSF:
+	case ZYDIS_MNEMONIC_BSR:
+	case ZYDIS_MNEMONIC_TZCNT:
+	case ZYDIS_MNEMONIC_LZCNT:
 		return true;
 	default:
 		return false;
@@ -111,8 +122,11 @@ static uint32_t surely_written(const struct decoded *d, uint32_t written)
 			return 0;
 		return count->imm.value.u & (d->insn.operand_width == 64 ? 63 : 31) ? written : 0;
 	default:
-		return d->insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE) &&
-			d->insn.meta.category == ZYDIS_CATEGORY_STRINGOP ? 0 : written;
+		return d->insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE |
+						    ZYDIS_ATTRIB_HAS_REPNE) &&
+				       d->insn.meta.category == ZYDIS_CATEGORY_STRINGOP
+			       ? 0
+			       : written;
 	}
 }
 
@@ -147,8 +161,10 @@ void tx_examine(struct tx *x, struct tx_insn *i)
 	if (!f)
 		return;
 	i->flags_read = f->tested & FLAGS_STATUS;
-	i->flags_written = surely_written(d, (f->modified | f->set_0 | f->set_1 |
-		(keeps_undefined_flags(d->insn.mnemonic) ? 0 : f->undefined)) & FLAGS_STATUS);
+	i->flags_written =
+		surely_written(d, (f->modified | f->set_0 | f->set_1 |
+					  (keeps_undefined_flags(d->insn.mnemonic) ? 0 : f->undefined)) &
+					  FLAGS_STATUS);
 	if (shows_flags(&d->insn))
 		i->flags_read = (uint32_t)FLAGS_STATUS;
 }
@@ -188,7 +204,7 @@ static void touch_stack(struct tx *x, const struct tx_insn *i)
 
 static bool step_rsp(struct tx *x, struct tx_insn *i)
 {
-	static const uint8_t map[16] = { 0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	static const uint8_t map[16] = {0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 	int64_t step = i->d.op[1].imm.value.s;
 
 	if (i->d.insn.mnemonic == ZYDIS_MNEMONIC_SUB)
@@ -208,7 +224,7 @@ static bool step_rsp(struct tx *x, struct tx_insn *i)
 static void set_rsp(struct tx *x, uint32_t live)
 {
 	tx_check_rsp(x, live, true);
-	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, RSP, (struct emit_mem){S1, S2, 0, 0});
 }
 
 /* S1 = operand n, of 64 bits: memory or a register other than RSP. */
@@ -242,7 +258,7 @@ static bool load_operand(struct tx *x, const struct tx_insn *i, unsigned n)
 /* Instructions that write RSP as an explicit operand. */
 static bool write_rsp(struct tx *x, struct tx_insn *i)
 {
-	static const uint8_t map[16] = { 0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	static const uint8_t map[16] = {0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 	const ZydisDecodedOperand *src = &i->d.op[1];
 	bool immediate = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 
@@ -280,7 +296,7 @@ static bool write_rsp(struct tx *x, struct tx_insn *i)
 static bool copy(struct tx *x, struct tx_insn *i)
 {
 	uint8_t map[16];
-	struct emit_mem memory = { NO_REG, NO_REG, 0, 0 };
+	struct emit_mem memory = {NO_REG, NO_REG, 0, 0};
 	unsigned data = 0;
 
 	if (i->written & 1u << RSP)
@@ -332,8 +348,8 @@ static void load_bit_number(struct tx *x, int bit, unsigned width)
 }
 
 /*
- * A register's bit of memory lies anywhere (SDM vol. 2, BT): the operand of 4 or 8 bytes that holds it is addressed first, then
- * the instruction is given what remains of the bit number.
+ * A register's bit of memory lies anywhere (SDM vol. 2, BT): the operand of 4 or 8 bytes that holds it is
+ * addressed first, then the instruction is given what remains of the bit number.
  */
 static bool bit_test(struct tx *x, struct tx_insn *i)
 {
@@ -353,16 +369,16 @@ static bool bit_test(struct tx *x, struct tx_insn *i)
 	emit8(&x->m, 0xc1);
 	emit8(&x->m, 0xfb);
 	emit8(&x->m, width == 64 ? 6 : 5);
-	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, width == 64 ? 3 : 2, 0 });
+	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, width == 64 ? 3 : 2, 0});
 	tx_find_delta(x, S2, S1, 0);
-	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
 	load_bit_number(x, bit, width);
 	emit_bytes(&x->m, "\x41\x83\xe3", 3); /* and $31 or $63, %r11d */
 	emit8(&x->m, width - 1);
 	for (unsigned n = 0; n < 16; n++)
 		map[n] = (uint8_t)n;
 	map[bit] = S2;
-	reencode(&x->m, &i->d, i->bytes, &(struct emit_mem){ S1, NO_REG, 0, 0 }, map);
+	reencode(&x->m, &i->d, i->bytes, &(struct emit_mem){S1, NO_REG, 0, 0}, map);
 	return true;
 }
 
@@ -403,7 +419,7 @@ static bool load_address(struct tx *x, struct tx_insn *i)
 		}
 		if (op->mem.base == ZYDIS_REGISTER_RSP) {
 			emit_load(&x->m, dst, mem_abs(&x->t->hot.rsp_neg));
-			emit_lea(&x->m, dst, (struct emit_mem){ RSP, dst, 0, disp });
+			emit_lea(&x->m, dst, (struct emit_mem){RSP, dst, 0, disp});
 			return true;
 		}
 	}
@@ -493,8 +509,8 @@ static bool leave(struct tx *x, struct tx_insn *i)
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_move(&x->m, S1, RBP);
 	tx_check_rsp(x, i->flags_live, false);
-	emit_load(&x->m, RBP, (struct emit_mem){ S1, S2, 0, 0 });
-	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 8 });
+	emit_load(&x->m, RBP, (struct emit_mem){S1, S2, 0, 0});
+	emit_lea(&x->m, RSP, (struct emit_mem){S1, S2, 0, 8});
 	return true;
 }
 
@@ -531,7 +547,8 @@ static bool relative_target(const struct tx_insn *i, int64_t *target)
 
 static bool is_plain_branch(const struct tx_insn *i)
 {
-	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && !(i->d.insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
+	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR &&
+	       !(i->d.insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
 }
 
 static bool jump(struct tx *x, struct tx_insn *i)
@@ -595,8 +612,8 @@ static bool ret(struct tx *x, struct tx_insn *i)
 static bool is_jcc(const ZydisDecodedInstruction *z)
 {
 	return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
-		((z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xf0) == 0x70) ||
-			(z->opcode_map == ZYDIS_OPCODE_MAP_0F && (z->opcode & 0xf0) == 0x80));
+	       ((z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xf0) == 0x70) ||
+		       (z->opcode_map == ZYDIS_OPCODE_MAP_0F && (z->opcode & 0xf0) == 0x80));
 }
 
 static bool jump_if(struct tx *x, struct tx_insn *i)
@@ -636,19 +653,19 @@ static void bias(struct tx *x, int reg, uint64_t *out)
 	emit_pext(&x->m, S1, reg, mem_abs(&x->t->hot.slot_mask));
 	emit_load(&x->m, S1, mem_table(x->e->deltas->delta[x->view], S1));
 	emit_store(&x->m, S1, mem_abs(out));
-	emit_lea(&x->m, reg, (struct emit_mem){ reg, S1, 0, 0 });
+	emit_lea(&x->m, reg, (struct emit_mem){reg, S1, 0, 0});
 }
 
 static void unbias(struct tx *x, int reg, const uint64_t *delta)
 {
 	emit_load(&x->m, S1, mem_abs(delta));
 	emit_bytes(&x->m, "\x49\xf7\xd2", 3); /* not %r10 */
-	emit_lea(&x->m, reg, (struct emit_mem){ reg, S1, 0, 1 });
+	emit_lea(&x->m, reg, (struct emit_mem){reg, S1, 0, 1});
 }
 
 /*
- * MOVS and STOS, repeated or not: RSI and RDI are the host's meanwhile. A run that leaves its slot meets the guards.
- * DF is 0 while translated code runs.
+ * MOVS and STOS, repeated or not: RSI and RDI are the host's meanwhile. A run that leaves its slot meets the
+ * guards. DF is 0 while translated code runs.
  */
 static bool string(struct tx *x, struct tx_insn *i, bool has_source)
 {
@@ -680,7 +697,8 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 
 	if (decoded->fn == op_undefined || (i->d.insn.address_width != 64 && (i->memory >= 0)))
 		return false;
-	if (native && (native->flags & (NATIVE_SSE | NATIVE_AVX)) && !(native->flags & (NATIVE_X87 | NATIVE_MMX))) {
+	if (native && (native->flags & (NATIVE_SSE | NATIVE_AVX)) &&
+		!(native->flags & (NATIVE_X87 | NATIVE_MMX))) {
 		if (i->written & 1u << RSP)
 			return false;
 		pass_gate(x);
@@ -724,7 +742,8 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 
 			if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && decode_gpr(op->reg.value, &high) < 0)
 				return tx_system(x, i, decoded);
-			if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM)
+			if (op->type == ZYDIS_OPERAND_TYPE_MEMORY &&
+				op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM)
 				return false;
 		}
 		return copy(x, i);

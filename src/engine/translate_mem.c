@@ -1,14 +1,16 @@
 /*
- * How translated code reaches guest memory. The guest's linear address lies in one of 512 slots; where the shadow has a slot is
- * its delta (shadow.h). An operand needs a delta that belongs to the slot which the access really hits:
+ * How translated code reaches guest memory. The guest's linear address lies in one of 512 slots; where the
+ * shadow has a slot is its delta (shadow.h). An operand needs a delta that belongs to the slot which the
+ * access really hits:
  *
- *   predicted   the slot that the profile saw is compared with the address, off the access' path; a miss looks up the table
- *   looked up   bits 47:39 index the table; touches no flags, right for every address
- *   held        a scratch register still holds the delta for this base register; the guards catch what leaves the slot
+ *   predicted   the slot that the profile saw is compared with the address, off the access' path; a miss
+ * looks up the table looked up   bits 47:39 index the table; touches no flags, right for every address held
+ * a scratch register still holds the delta for this base register; the guards catch what leaves the slot
  *   known       RSP, FS and GS bases, RIP: checked when they were set
  *
- * Isolation invariant: between the check of an address and the access there is nothing but adding a displacement of 32
- * bits and steps of the base register that are accounted in tx.drift; both together stay far below the guards' 8 GiB.
+ * Isolation invariant: between the check of an address and the access there is nothing but adding a
+ * displacement of 32 bits and steps of the base register that are accounted in tx.drift; both together stay
+ * far below the guards' 8 GiB.
  */
 #include "engine/translate.h"
 
@@ -38,7 +40,9 @@ static int address_reg(ZydisRegister reg)
 
 static unsigned scale_shift(const ZydisDecodedOperand *op)
 {
-	return op->mem.index == ZYDIS_REGISTER_NONE ? 0 : (unsigned)__builtin_ctz(op->mem.scale ? op->mem.scale : 1);
+	return op->mem.index == ZYDIS_REGISTER_NONE
+		       ? 0
+		       : (unsigned)__builtin_ctz(op->mem.scale ? op->mem.scale : 1);
 }
 
 static int segment_index(const ZydisDecodedOperand *op)
@@ -85,7 +89,7 @@ void tx_get_rsp(struct tx *x, int to, int32_t disp)
 {
 	tx_clobber(x, SCRATCH(to));
 	emit_load(&x->m, to, mem_abs(&x->t->hot.rsp_neg));
-	emit_lea(&x->m, to, (struct emit_mem){ RSP, to, 0, disp });
+	emit_lea(&x->m, to, (struct emit_mem){RSP, to, 0, disp});
 }
 
 /* Where a failed check leads: to the interpreter, or to code that follows RSP into its new slot. */
@@ -114,7 +118,7 @@ void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch)
 		emit_store(&x->m, RCX, mem_abs(&h->save));
 		emit_pext(&x->m, S2, S1, mem_abs(&h->high_mask));
 		emit_load(&x->m, RCX, mem_abs(&h->rsp_key_neg));
-		emit_lea(&x->m, RCX, (struct emit_mem){ RCX, S2, 0, 0 });
+		emit_lea(&x->m, RCX, (struct emit_mem){RCX, S2, 0, 0});
 		skip = emit_jrcxz(&x->m);
 		emit_load(&x->m, RCX, mem_abs(&h->save));
 		rsp_miss(x, emit_jmp(&x->m), may_switch, &stub);
@@ -174,11 +178,11 @@ void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other
 	} else {
 		base = address_host(x, base, to);
 		index = address_host(x, index, other);
-		emit_lea(&x->m, to, (struct emit_mem){ base, index, scale_shift(op), disp });
+		emit_lea(&x->m, to, (struct emit_mem){base, index, scale_shift(op), disp});
 	}
 	if (seg >= 0) {
 		emit_load(&x->m, other, mem_abs(&x->e->cpu->seg[seg ? SEG_GS : SEG_FS].base));
-		emit_lea(&x->m, to, (struct emit_mem){ to, other, 0, 0 });
+		emit_lea(&x->m, to, (struct emit_mem){to, other, 0, 0});
 	}
 }
 
@@ -228,19 +232,19 @@ static void based_operand(struct tx *x, int base, int32_t disp, unsigned data, s
 		emit_load(&x->m, src, gpr_home(x, base));
 		tx_find_delta(x, dst, src, live);
 		if (!data) {
-			*out = (struct emit_mem){ src, dst, 0, disp };
+			*out = (struct emit_mem){src, dst, 0, disp};
 			return;
 		}
 		int to = data & SCRATCH(src) ? dst : src;
 
-		emit_lea(&x->m, to, (struct emit_mem){ src, dst, 0, disp });
+		emit_lea(&x->m, to, (struct emit_mem){src, dst, 0, disp});
 		*out = mem_base(to, 0);
 		return;
 	}
 	for (int s = 0; s < 2; s++) {
 		if (x->holds[s] == base && !(data & SCRATCH(S1 + s))) {
 			x->last = s;
-			*out = (struct emit_mem){ base, S1 + s, 0, disp };
+			*out = (struct emit_mem){base, S1 + s, 0, disp};
 			return;
 		}
 	}
@@ -255,7 +259,7 @@ static void based_operand(struct tx *x, int base, int32_t disp, unsigned data, s
 	x->holds[dst - S1] = base;
 	x->drift[dst - S1] = 0;
 	x->last = dst - S1;
-	*out = (struct emit_mem){ base, dst, 0, disp };
+	*out = (struct emit_mem){base, dst, 0, disp};
 }
 
 bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, struct emit_mem *out)
@@ -278,12 +282,12 @@ bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, stru
 	tx_effective(x, op, S1, S2);
 	tx_find_delta(x, S2, S1, x->insn[x->n].flags_live);
 	if (!data) {
-		*out = (struct emit_mem){ S1, S2, 0, 0 };
+		*out = (struct emit_mem){S1, S2, 0, 0};
 		return true;
 	}
 	int to = data & SCRATCH(S1) ? S2 : S1;
 
-	emit_lea(&x->m, to, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, to, (struct emit_mem){S1, S2, 0, 0});
 	*out = mem_base(to, 0);
 	return true;
 }

@@ -1,11 +1,11 @@
 /*
- * Running translated code: the fixed code that enters and leaves it, the step of the main loop that decides what runs, and
- * the repair of faults.
+ * Running translated code: the fixed code that enters and leaves it, the step of the main loop that decides
+ * what runs, and the repair of faults.
  *
- * Code is left in one of two ways. By an exit: it stores its site's number and jumps to the fixed code, which writes the registers
- * back. Or by a signal: the handler copies the registers from its context and returns to the fixed code's tail. Either way
- * enter() returns, and leave_code() makes the architectural state of it: then nothing is in flight, and the main loop goes on as after
- * any block.
+ * Code is left in one of two ways. By an exit: it stores its site's number and jumps to the fixed code, which
+ * writes the registers back. Or by a signal: the handler copies the registers from its context and returns to
+ * the fixed code's tail. Either way enter() returns, and leave_code() makes the architectural state of it:
+ * then nothing is in flight, and the main loop goes on as after any block.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -21,8 +21,8 @@
 
 /* --- fixed code --- */
 
-static const int moved[] = { RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R12, R13, R14, R15 };
-static const int saved[] = { RBX, RBP, R12, R13, R14, R15 };
+static const int moved[] = {RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R12, R13, R14, R15};
+static const int saved[] = {RBX, RBP, R12, R13, R14, R15};
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 /* XRSTOR or XSAVE (0F AE /digit, REX.W) of the vector state: destroys RAX, RDX. */
@@ -96,7 +96,7 @@ static void emit_leave_tail(struct emit *m, struct engine *e)
 void translator_emit_fixed(struct engine *e)
 {
 	struct translator *t = e->translator;
-	struct emit m = { t->write, (uintptr_t)t->execute - (uintptr_t)t->write };
+	struct emit m = {t->write, (uintptr_t)t->execute - (uintptr_t)t->write};
 
 	t->enter = (uint32_t)(m.p - t->write);
 	emit_enter(&m, e);
@@ -127,8 +127,8 @@ static bool vector_usable(const struct engine *e)
 {
 	const struct cpu_state *c = e->cpu;
 
-	return !(c->cr0 & (CR0_TS | CR0_EM)) && (c->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) &&
-		c->xcr0 == 7;
+	return !(c->cr0 & (CR0_TS | CR0_EM)) &&
+	       (c->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) && c->xcr0 == 7;
 }
 
 static void set_vector(struct engine *e, bool loaded)
@@ -243,12 +243,14 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 
 	if (!m) {
 		/* Fixed code does not fault; an address that is nobody's would be our own bug. */
-		snprintf(e->block->exit.text, sizeof(e->block->exit.text), "translated code stopped at %#llx, which is no instruction's",
+		snprintf(e->block->exit.text, sizeof(e->block->exit.text),
+			"translated code stopped at %#llx, which is no instruction's",
 			(unsigned long long)pc);
 		e->cpu->activity = CPU_SHUTDOWN;
 		return true;
 	}
-	e->cpu->gpr[GPR_RIP] = m->offset == MAP_TARGET ? t->hot.target : t->hot.code_base + (uint64_t)(int64_t)m->offset;
+	e->cpu->gpr[GPR_RIP] =
+		m->offset == MAP_TARGET ? t->hot.target : t->hot.code_base + (uint64_t)(int64_t)m->offset;
 	return m->poll;
 }
 
@@ -262,7 +264,10 @@ static const struct insn *find_insn(const struct block *b, unsigned at)
 	return NULL;
 }
 
-/* A slot that is not in use yet: its addresses are known from the instruction alone. RIP is the instruction's. */
+/*
+ * A slot that is not in use yet: its addresses are known from the instruction alone. RIP is the
+ * instruction's.
+ */
 static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 {
 	struct cpu_state *c = e->cpu;
@@ -323,11 +328,18 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 			uint32_t index = t->tbs[tb].block;
 
 			if (index & TB_CROSSING)
-				fill_operands(e, &e->blocks->crossings[index & ~TB_CROSSING].insn, t->fault_write);
+				fill_operands(
+					e, &e->blocks->crossings[index & ~TB_CROSSING].insn, t->fault_write);
 			else
-				fill_operands(e, find_insn(&e->blocks->blocks[index], e->cpu->gpr[GPR_RIP] & 0xfff), t->fault_write);
-		} else if (gva + e->deltas->delta[view][slot_of(gva)] == t->fault_hva && shadow_fill(e, gva, t->fault_write)) {
-			/* Not in a guard: what has left its slot by a displacement or lies across its end is interpreted. */
+				fill_operands(e,
+					find_insn(&e->blocks->blocks[index], e->cpu->gpr[GPR_RIP] & 0xfff),
+					t->fault_write);
+		} else if (gva + e->deltas->delta[view][slot_of(gva)] == t->fault_hva &&
+			   shadow_fill(e, gva, t->fault_write)) {
+			/*
+			 * Not in a guard: what has left its slot by a displacement or lies across its end is
+			 * interpreted.
+			 */
 			e->stats->exits_fill++;
 			/* Scratch registers may hold deltas: good only if none has changed. */
 			if (changes == e->deltas->changes && !string)
@@ -420,7 +432,8 @@ static void chain(struct engine *e, const struct block *b, uint32_t tb)
 	const struct tb *from = &t->tbs[s->tb];
 	const struct block *source = &e->blocks->blocks[from->block & ~TB_CROSSING];
 
-	if ((from->block & TB_CROSSING) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view || source->tb[from->view] != s->tb + 1)
+	if ((from->block & TB_CROSSING) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view ||
+		source->tb[from->view] != s->tb + 1)
 		return;
 	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
 		return;
@@ -436,7 +449,8 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool cro
 	unsigned hash = translator_page_hash(rip);
 
 	/* A supervisor's global translations outlive CR3. */
-	if (view == SHADOW_SUPERVISOR && (!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
+	if (view == SHADOW_SUPERVISOR &&
+		(!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
 	j->tag = -key;
 	j->code = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
@@ -478,7 +492,8 @@ static bool profile(struct engine *e, const struct block *b)
 }
 
 /* The same as translator_step() for an instruction that crosses pages. */
-static enum translator_did step_crossing(struct engine *e, const struct block *b, unsigned view, bool jump_from)
+static enum translator_did step_crossing(
+	struct engine *e, const struct block *b, unsigned view, bool jump_from)
 {
 	struct crossing *x = e->blocks->single_crossing;
 
@@ -553,8 +568,8 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 
 bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 {
-	static const int host[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9,
-		REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+	static const int host[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+		REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 	struct translator *t = e->translator;
 	const siginfo_t *info = siginfo;
 	ucontext_t *uc = ucontext;

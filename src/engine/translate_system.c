@@ -1,15 +1,19 @@
 /*
- * Privileged and sensitive instructions that are frequent enough for code of their own. They work on the virtual state
- * in the vcpu block: the guest's IF and its kin are bits of cpu_state.rflags, which no host flag mirrors.
+ * Privileged and sensitive instructions that are frequent enough for code of their own. They work on the
+ * virtual state in the vcpu block: the guest's IF and its kin are bits of cpu_state.rflags, which no host
+ * flag mirrors.
  *
- *   rflags   | … | ID 21 | AC 18 | RF VM | NT 14 | IOPL 13:12 | OF | DF | IF 9 | TF 8 | SF ZF 0 AF 0 PF 1 CF |
+ *   rflags  | … | ID 21 | AC 18 | RF VM | NT 14 | IOPL 13:12 | OF | DF | IF 9 | TF 8 | SF ZF 0 AF 0 PF 1 CF |
  *
- * OF and the low byte are stale there while translated code runs. Where the host's flags must survive, bits are taken out and put
- * in by PEXT and PDEP.
+ * OF and the low byte are stale there while translated code runs. Where the host's flags must survive, bits
+ * are taken out and put in by PEXT and PDEP.
  */
 #include "engine/translate.h"
 
-/* Of RFLAGS: what PUSHF shows besides the status flags, and what POPF at CPL 0 may not change without the interpreter. */
+/*
+ * Of RFLAGS: what PUSHF shows besides the status flags, and what POPF at CPL 0 may not change without the
+ * interpreter.
+ */
 #define VIRTUAL_FLAGS 0x247700u
 #define POPF_CAREFUL (VIRTUAL_FLAGS & ~(uint32_t)FLAG_IF)
 
@@ -64,8 +68,8 @@ static bool cli(struct tx *x)
 }
 
 /*
- * STI's shadow lets one more instruction run. If nothing waits, nobody can tell; but HLT behind it must find the
- * shadow, or an interrupt that comes just now would be taken before the processor sleeps.
+ * STI's shadow lets one more instruction run. If nothing waits, nobody can tell; but HLT behind it must find
+ * the shadow, or an interrupt that comes just now would be taken before the processor sleeps.
  */
 static bool sti(struct tx *x, const struct tx_insn *i)
 {
@@ -96,15 +100,17 @@ static void compose_flags(struct tx *x)
 	emit_pdep(&x->m, S1, S1, mem_abs(&h->mask_status));
 	emit_load(&x->m, S2, rflags(x));
 	keep_bits(x, S2, &h->mask_virtual);
-	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
 }
 
 /* The host's status flags = those in S1, which it destroys. */
 static void load_status(struct tx *x)
 {
 	emit_store(&x->m, RAX, mem_abs(&x->t->hot.save));
-	/* mov %r10d, %eax; shl $8, %eax; shr $11, %r10d; and $1, %r10d; or %r10d, %eax; add $127, %al; sahf */
-	emit_bytes(&x->m, "\x44\x89\xd0\xc1\xe0\x08\x41\xc1\xea\x0b\x41\x83\xe2\x01\x44\x09\xd0\x04\x7f\x9e", 20);
+	/* mov %r10d, %eax; shl $8, %eax; shr $11, %r10d; and $1, %r10d; or %r10d, %eax; add $127, %al; sahf
+	 */
+	emit_bytes(&x->m, "\x44\x89\xd0\xc1\xe0\x08\x41\xc1\xea\x0b\x41\x83\xe2\x01\x44\x09\xd0\x04\x7f\x9e",
+		20);
 	emit_load(&x->m, RAX, mem_abs(&x->t->hot.save));
 }
 
@@ -118,7 +124,10 @@ static void store_virtual(struct tx *x, uint32_t mask)
 	emit_store(&x->m, S2, rflags(x));
 }
 
-/* The flags in S1 would change more than IF and the status flags: the interpreter does it. Destroys S2 and flags. */
+/*
+ * The flags in S1 would change more than IF and the status flags: the interpreter does it. Destroys S2 and
+ * flags.
+ */
 static void check_flags(struct tx *x, const struct tx_insn *i)
 {
 	emit_move(&x->m, S2, S1);
@@ -156,7 +165,7 @@ static void follow_segment(struct tx *x, unsigned n)
 {
 	emit_pext(&x->m, S2, S1, mem_abs(&x->t->hot.slot_mask));
 	emit_load(&x->m, S2, mem_table(x->e->deltas->delta[x->view], S2));
-	emit_lea(&x->m, S1, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
 	emit_store(&x->m, S1, mem_abs(&x->t->hot.seg_host[n]));
 }
 
@@ -190,7 +199,8 @@ static void store_segment(struct tx *x, unsigned seg, uint16_t selector, uint32_
 	emit_store_imm64(&x->m, &words[2], 0);
 }
 
-/* The other privilege: C is told when it comes by; RSP and the segment bases follow into the view. No flags. */
+/* The other privilege: C is told when it comes by; RSP and the segment bases follow into the view. No flags.
+ */
 static void change_view(struct tx *x, unsigned view)
 {
 	struct cpu_state *c = x->e->cpu;
@@ -200,7 +210,7 @@ static void change_view(struct tx *x, unsigned view)
 	x->view = view;
 	tx_switch_rsp(x);
 	emit_load(&x->m, S2, mem_abs(&x->t->hot.rsp_delta));
-	emit_lea(&x->m, RSP, (struct emit_mem){ S1, S2, 0, 0 });
+	emit_lea(&x->m, RSP, (struct emit_mem){S1, S2, 0, 0});
 	for (unsigned n = 0; n < 2; n++) {
 		emit_load(&x->m, S1, mem_abs(&c->seg[SEG_FS + n].base));
 		follow_segment(x, n);
@@ -230,7 +240,8 @@ static bool call_system(struct tx *x, const struct tx_insn *i)
 	store_segment(x, SEG_CS, cs, 0xa09b);
 	store_segment(x, SEG_SS, (uint16_t)(cs + 8), 0xc093);
 	change_view(x, SHADOW_SUPERVISOR);
-	emit_bytes(&x->m, "\x45\x31\xd2\x41\x80\xc2\x01", 7); /* xor %r10d, %r10d; add $1, %r10b: all status flags 0 */
+	emit_bytes(&x->m, "\x45\x31\xd2\x41\x80\xc2\x01",
+		7); /* xor %r10d, %r10d; add $1, %r10b: all status flags 0 */
 	emit_load(&x->m, S1, mem_abs(&c->lstar));
 	tx_jump(x, i->offset, 0, true);
 	x->view = SHADOW_USER;
@@ -288,9 +299,9 @@ static bool rdtsc(struct tx *x, bool with_aux)
 	tx_clobber(x, SCRATCH(S1));
 	emit_bytes(&x->m, "\x0f\x31", 2);
 	emit_rorx64(&x->m, RDX, RDX, 32);
-	emit_lea(&x->m, RAX, (struct emit_mem){ RAX, RDX, 0, 0 });
+	emit_lea(&x->m, RAX, (struct emit_mem){RAX, RDX, 0, 0});
 	emit_load(&x->m, S1, mem_abs(&x->e->cpu->tsc_offset));
-	emit_lea(&x->m, RAX, (struct emit_mem){ RAX, S1, 0, 0 });
+	emit_lea(&x->m, RAX, (struct emit_mem){RAX, S1, 0, 0});
 	emit_rorx64(&x->m, RDX, RAX, 32);
 	emit_bytes(&x->m, "\x89\xd2\x89\xc0", 4); /* mov %edx, %edx; mov %eax, %eax */
 	if (with_aux) {
@@ -353,7 +364,8 @@ bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded
 		return supervisor && return_from_system(x, i);
 	case ZYDIS_MNEMONIC_MOV:
 		return supervisor && i->d.op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-			ZydisRegisterGetClass(i->d.op[1].reg.value) == ZYDIS_REGCLASS_CONTROL && read_control(x, decoded);
+		       ZydisRegisterGetClass(i->d.op[1].reg.value) == ZYDIS_REGCLASS_CONTROL &&
+		       read_control(x, decoded);
 	case ZYDIS_MNEMONIC_CLD:
 		return true; /* DF is 0 */
 	default:
