@@ -66,7 +66,9 @@ void tx_poll(struct tx *x, int scratch)
 {
 	tx_clobber(x, SCRATCH(scratch));
 	emit_rorx(&x->m, scratch, mem_abs((void *)&x->e->block->events), 20);
+	x->t->poll_load = (uint32_t)(uintptr_t)x->m.p;
 	emit_load8(&x->m, scratch, mem_base(scratch, (int32_t)(uintptr_t)x->t->poll));
+	x->t->poll_load = (uint32_t)(uintptr_t)x->m.p - x->t->poll_load;
 }
 
 void tx_branch(struct tx *x, int cc, int offset)

@@ -125,6 +125,7 @@ struct translator {
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
 	uint32_t fixed;				  /* end of it */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
+	uint32_t poll_load;   /* bytes of the instruction by which a poll faults */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */

@@ -313,6 +313,11 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 	bool string;
 
 	if (find_rip(e, t->fault_pc, &tb, &string)) {
+		/* A branch to nowhere faults by itself: on to its exit. The event waits so long. */
+		if (!is_canonical(e->cpu->gpr[GPR_RIP]) && e->cpu->activity == CPU_RUNNING) {
+			t->fault_pc += t->poll_load;
+			return true;
+		}
 		e->stats->exits_poll++;
 		return false;
 	}
