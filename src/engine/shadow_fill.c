@@ -309,7 +309,7 @@ static bool next_page(struct engine *e, struct fill *f, unsigned id, unsigned i)
 	uint64_t entry = entry_load(e, s->tables[id].offset + i * 8), reserved = s->reserved_bits | (s->nxe ? 0 : PTE_NX);
 
 	if (bit_test(s->tables[id].used, i) || (entry & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (entry & reserved) ||
-		((entry ^ f->entry[1]) & PTE_U))
+		((entry ^ f->entry[1]) & (PTE_U | PTE_W))) /* f->user and f->writable stay true */
 		return false;
 	f->gva = (f->gva & ~0x1fffffull) | (uint64_t)i << 12;
 	f->is_write = false;
