@@ -327,7 +327,7 @@ uint64_t segment_linear(struct engine *e, unsigned seg, uint64_t offset, unsigne
 		uint64_t gva = seg >= SEG_FS ? s->base + offset : offset;
 		uint64_t end = gva + size - 1;
 
-		if ((uint64_t)((int64_t)(gva << 16) >> 16) != gva || (uint64_t)((int64_t)(end << 16) >> 16) != end)
+		if (!is_canonical(gva) || !is_canonical(end))
 			segment_fault(e, seg);
 		return gva;
 	}
@@ -360,7 +360,7 @@ uint64_t segment_linear(struct engine *e, unsigned seg, uint64_t offset, unsigne
 void branch_check(struct engine *e, uint64_t rip)
 {
 	if (e->mode == MODE_64) {
-		if ((uint64_t)((int64_t)(rip << 16) >> 16) != rip)
+		if (!is_canonical(rip))
 			engine_raise_error(e, EXC_GP, 0);
 	} else if (rip > e->cpu->seg[SEG_CS].limit) {
 		engine_raise_error(e, EXC_GP, 0);

@@ -312,7 +312,7 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 }
 
 /* An instruction that crosses pages or is not in RAM: its bytes are fetched and compared each time. */
-static const struct block *decode_single(struct engine *e, uint64_t linear)
+static struct block *decode_single(struct engine *e, uint64_t linear)
 {
 	struct block_cache *c = e->blocks;
 	uint8_t bytes[INSN_BYTES + 1];
@@ -376,7 +376,7 @@ bool blocks_watch_crossing(struct engine *e, struct crossing *x)
 }
 
 /* Outside of 64-bit mode: the part of a block that lies within CS's limit; #GP if not even one instruction does. */
-static const struct block *limit_block(struct engine *e, const struct block *b, uint64_t rip)
+static struct block *limit_block(struct engine *e, struct block *b, uint64_t rip)
 {
 	struct block_cache *c = e->blocks;
 	uint32_t limit = e->cpu->seg[SEG_CS].limit;
@@ -391,10 +391,10 @@ static const struct block *limit_block(struct engine *e, const struct block *b, 
 	return &c->single;
 }
 
-const struct block *blocks_lookup(struct engine *e, uint64_t linear)
+struct block *blocks_lookup(struct engine *e, uint64_t linear)
 {
 	struct block_cache *c = e->blocks;
-	const struct block *b = NULL;
+	struct block *b = NULL;
 	struct tlb_entry *t;
 	uint64_t rip = linear, key, offset;
 

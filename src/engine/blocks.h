@@ -21,7 +21,7 @@ struct block {
 struct jump_entry {
 	uint64_t linear;
 	uint64_t key; /* engine.block_key when it was entered */
-	const struct block *block;
+	struct block *block;
 };
 
 struct block_page {
@@ -64,7 +64,7 @@ int blocks_create(struct engine *e);
 bool blocks_watch_crossing(struct engine *e, struct crossing *x);
 void blocks_destroy(struct engine *e);
 /* The slow way: through the TLB and the hash, or decodes. Faults as an instruction fetch. */
-const struct block *blocks_lookup(struct engine *e, uint64_t linear);
+struct block *blocks_lookup(struct engine *e, uint64_t linear);
 
 /* Entries of one page lie in 64 neighbours, so that INVLPG can drop them. */
 static inline unsigned jump_page(uint64_t linear)
@@ -77,7 +77,7 @@ static inline unsigned jump_index(uint64_t linear)
 	return jump_page(linear) << 6 | (((unsigned)linear ^ (unsigned)(linear >> 6)) & 63);
 }
 
-static inline const struct block *blocks_find(struct engine *e)
+static inline struct block *blocks_find(struct engine *e)
 {
 	uint64_t linear = e->cpu->gpr[GPR_RIP];
 	const struct jump_entry *j = &e->blocks->jump[jump_index(linear)];

@@ -19,12 +19,6 @@ static uint64_t relative_target(const struct engine *e, const struct insn *i)
 	return i->opsize == 8 ? target : i->opsize == 4 ? (uint32_t)target : (uint16_t)target;
 }
 
-/* Bits 63:47 alike. */
-static inline bool is_canonical(uint64_t rip)
-{
-	return (uint64_t)((int64_t)rip >> 47) + 1 <= 1;
-}
-
 static inline void jump64(struct engine *e, uint64_t target)
 {
 	if (engine_unlikely(!is_canonical(target)))

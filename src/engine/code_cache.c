@@ -111,7 +111,6 @@ void site_chain(struct translator *t, uint32_t id, uint32_t tb)
 	if (s->kind != SITE_CHAIN || s->chained)
 		return;
 	s->chained = true;
-	s->target = tb;
 	s->next = t->tbs[tb].incoming;
 	t->tbs[tb].incoming = id + 1;
 	emit_patch(t->write + s->patch, t->write + t->tbs[tb].code);
@@ -160,7 +159,7 @@ void translator_drop_code(struct engine *e, uint32_t id)
 {
 	struct translator *t = e->translator;
 	struct tb *tb = &t->tbs[id];
-	struct emit m = {t->write + tb->code, 0};
+	struct emit m = {t->write + tb->code};
 
 	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
 	emit_patch(emit_jmp(&m), t->write + t->leave);
@@ -171,15 +170,13 @@ void translator_drop_code(struct engine *e, uint32_t id)
 	tb->dead = true;
 }
 
-void translator_drop_block(struct engine *e, const struct block *b)
+void translator_drop_block(struct engine *e, struct block *b)
 {
-	struct block *block = &e->blocks->blocks[b - e->blocks->blocks];
-
 	for (unsigned view = 0; view < SHADOW_VIEWS; view++) {
-		if (!block->tb[view])
+		if (!b->tb[view])
 			continue;
-		translator_drop_code(e, block->tb[view] - 1);
-		block->tb[view] = 0;
+		translator_drop_code(e, b->tb[view] - 1);
+		b->tb[view] = 0;
 	}
 }
 

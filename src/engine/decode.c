@@ -262,6 +262,15 @@ static void decoder_init(const struct engine *e, enum engine_mode mode, ZydisDec
 	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
 }
 
+ZyanStatus decode_view(const struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size,
+	struct decoded *d)
+{
+	ZydisDecoder decoder;
+
+	decoder_init(e, mode, &decoder);
+	return ZydisDecoderDecodeFull(&decoder, bytes, size < INSN_MAX ? size : INSN_MAX, &d->insn, d->op);
+}
+
 static unsigned undefined(struct insn *out, insn_fn fn)
 {
 	memset(out, 0, sizeof(*out));
@@ -293,14 +302,9 @@ static insn_fn find_handler(struct engine *e, struct insn *i, const struct decod
 unsigned decode_insn(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out)
 {
 	struct decoded d;
-	ZydisDecoder decoder;
-	ZyanStatus status;
+	ZyanStatus status = decode_view(e, mode, bytes, size, &d);
 	ZydisInstructionAttributes attributes;
 
-	if (size > INSN_MAX)
-		size = INSN_MAX;
-	decoder_init(e, mode, &decoder);
-	status = ZydisDecoderDecodeFull(&decoder, bytes, size, &d.insn, d.op);
 	if (status == ZYDIS_STATUS_NO_MORE_DATA)
 		return size < INSN_MAX ? 0 : undefined(out, op_too_long);
 	if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)

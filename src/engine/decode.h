@@ -23,6 +23,13 @@ struct decoded {
 /* True if the model's CPU multiplies, branches and decodes as AMD's do where the vendors differ. */
 bool decode_is_amd(const struct engine *e);
 
+/*
+ * The decoder's answer for the guest's CPU, at most 15 bytes looked at. Whether the guest has the instruction is another
+ * question: decode_insn().
+ */
+ZyanStatus decode_view(const struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size,
+	struct decoded *d);
+
 /* 0..15 of a general register of any width (AH..BH give 4..7 and *high), or -1. */
 int decode_gpr(ZydisRegister reg, bool *high);
 

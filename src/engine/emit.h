@@ -23,14 +23,8 @@ struct emit_mem {
 };
 
 struct emit {
-	uint8_t *p;    /* where the next byte goes, in the writable mapping */
-	uintptr_t run; /* executable address − writable address */
+	uint8_t *p; /* where the next byte goes, in the writable mapping */
 };
-
-static inline uint64_t emit_pc(const struct emit *m)
-{
-	return (uintptr_t)m->p + m->run;
-}
 
 static inline void emit8(struct emit *m, unsigned byte)
 {

@@ -155,6 +155,12 @@ struct engine {
 	} first_fault;		   /* for the crash report: the first of the exceptions that became a triple fault */
 };
 
+/* Bits 63:48 repeat bit 47 (SDM vol. 1, 3.3.7.1). */
+static inline bool is_canonical(uint64_t gva)
+{
+	return (uint64_t)((int64_t)(gva << 16) >> 16) == gva;
+}
+
 /* --- exec.c --- */
 /* Raises a fault at the current instruction. Does not return. */
 void engine_raise(struct engine *e, uint8_t vector) __attribute__((noreturn));

@@ -478,7 +478,7 @@ static enum vcpu_exit_kind run(struct engine *e)
 {
 	for (;;) {
 		unsigned limit = ~0u;
-		const struct block *b;
+		struct block *b;
 
 		if (engine_unlikely(needs_care(e))) {
 			bool again;
@@ -503,7 +503,7 @@ static enum vcpu_exit_kind run(struct engine *e)
 			continue;
 		}
 		if (e->translator && !e->retire_limit) {
-			enum translator_did did = translator_step(e, (struct block *)b);
+			enum translator_did did = translator_step(e, b);
 
 			if (did == DID_RUN)
 				continue;

@@ -307,7 +307,7 @@ uint8_t *mmu_resolve(struct engine *e, uint64_t gva, unsigned size, unsigned acc
 
 	if (tag == (gva & ~0xfffull))
 		return (uint8_t *)(uintptr_t)(gva + t->delta);
-	if ((e->cpu->efer & EFER_LMA) && (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
+	if ((e->cpu->efer & EFER_LMA) && !is_canonical(gva))
 		engine_raise_error(e, EXC_GP, 0);
 	error = mmu_walk(e, gva, access, array, &w);
 	if (error >= 0)

@@ -13,6 +13,24 @@
 
 #define ARENA_SIZE ((size_t)NATIVE_OPS_MAX * NATIVE_SLOT)
 
+/* The frame in RBX: operands and flags into their registers, the thunk, and back. */
+#define RUN_THUNK \
+	"mov 24(%rbx), %rdi\n\t" \
+	"mov 56(%rbx), %rax\n\t" \
+	"addb $127, %al\n\t" \
+	"sahf\n\t" \
+	"mov (%rbx), %rax\n\t" \
+	"mov 8(%rbx), %rdx\n\t" \
+	"mov 16(%rbx), %rcx\n\t" \
+	"call *32(%rbx)\n\t" \
+	"mov %rax, (%rbx)\n\t" \
+	"seto %al\n\t" \
+	"lahf\n\t" \
+	"movzwl %ax, %eax\n\t" \
+	"mov %rax, 56(%rbx)\n\t" \
+	"mov %rdx, 8(%rbx)\n\t" \
+	"mov %rcx, 16(%rbx)\n"
+
 /*
  * native_call(frame in RDI). Between XRSTOR and XSAVE nothing but the thunk runs. native_stop is where the signal
  * handler goes on when the thunk has faulted. Afterwards the x87, MXCSR and AVX state is what C expects.
@@ -29,21 +47,7 @@ __asm__(".text\n"
 	"mov 48(%rbx), %eax\n\t"
 	"xor %edx, %edx\n\t"
 	"xrstor64 (%rcx)\n\t"
-	"mov 24(%rbx), %rdi\n\t"
-	"mov 56(%rbx), %rax\n\t"
-	"addb $127, %al\n\t"
-	"sahf\n\t"
-	"mov (%rbx), %rax\n\t"
-	"mov 8(%rbx), %rdx\n\t"
-	"mov 16(%rbx), %rcx\n\t"
-	"call *32(%rbx)\n\t"
-	"mov %rax, (%rbx)\n\t"
-	"seto %al\n\t"
-	"lahf\n\t"
-	"movzwl %ax, %eax\n\t"
-	"mov %rax, 56(%rbx)\n\t"
-	"mov %rdx, 8(%rbx)\n\t"
-	"mov %rcx, 16(%rbx)\n"
+	RUN_THUNK
 	".globl native_stop\n"
 	".hidden native_stop\n"
 	"native_stop:\n\t"
@@ -65,6 +69,15 @@ __asm__(".text\n"
 	"ret\n\t"
 	".size native_call, . - native_call\n");
 
+/* The guest's MXCSR, unless it is there already. */
+#define LOAD_MXCSR \
+	"stmxcsr 8(%rsp)\n\t" \
+	"mov 24(%rbp), %eax\n\t" \
+	"cmp %eax, 8(%rsp)\n\t" \
+	"je 1f\n\t" \
+	"ldmxcsr 24(%rbp)\n" \
+	"1:\n\t"
+
 /*
  * The same for what needs SSE and AVX state alone: moving the registers one by one costs a tenth of XRSTOR and XSAVE.
  * The guest's MXCSR stays loaded, since LDMXCSR is slow and the engine's C does no arithmetic that it could disturb:
@@ -85,27 +98,8 @@ __asm__(".text\n"
 	"mov %rdi, %rbx\n\t"
 	"mov 40(%rbx), %rbp\n\t"
 	EACH_YMM(LOAD_YMM)
-	"stmxcsr 8(%rsp)\n\t"
-	"mov 24(%rbp), %eax\n\t"
-	"cmp %eax, 8(%rsp)\n\t"
-	"je 1f\n\t"
-	"ldmxcsr 24(%rbp)\n"
-	"1:\n\t"
-	"mov 24(%rbx), %rdi\n\t"
-	"mov 56(%rbx), %rax\n\t"
-	"addb $127, %al\n\t"
-	"sahf\n\t"
-	"mov (%rbx), %rax\n\t"
-	"mov 8(%rbx), %rdx\n\t"
-	"mov 16(%rbx), %rcx\n\t"
-	"call *32(%rbx)\n\t"
-	"mov %rax, (%rbx)\n\t"
-	"seto %al\n\t"
-	"lahf\n\t"
-	"movzwl %ax, %eax\n\t"
-	"mov %rax, 56(%rbx)\n\t"
-	"mov %rdx, 8(%rbx)\n\t"
-	"mov %rcx, 16(%rbx)\n"
+	LOAD_MXCSR
+	RUN_THUNK
 	".globl native_stop_vector\n"
 	".hidden native_stop_vector\n"
 	"native_stop_vector:\n\t"
@@ -130,27 +124,8 @@ __asm__(".text\n"
 	"mov %rdi, %rbx\n\t"
 	"mov 40(%rbx), %rbp\n\t"
 	EACH_YMM(LOAD_XMM)
-	"stmxcsr 8(%rsp)\n\t"
-	"mov 24(%rbp), %eax\n\t"
-	"cmp %eax, 8(%rsp)\n\t"
-	"je 1f\n\t"
-	"ldmxcsr 24(%rbp)\n"
-	"1:\n\t"
-	"mov 24(%rbx), %rdi\n\t"
-	"mov 56(%rbx), %rax\n\t"
-	"addb $127, %al\n\t"
-	"sahf\n\t"
-	"mov (%rbx), %rax\n\t"
-	"mov 8(%rbx), %rdx\n\t"
-	"mov 16(%rbx), %rcx\n\t"
-	"call *32(%rbx)\n\t"
-	"mov %rax, (%rbx)\n\t"
-	"seto %al\n\t"
-	"lahf\n\t"
-	"movzwl %ax, %eax\n\t"
-	"mov %rax, 56(%rbx)\n\t"
-	"mov %rdx, 8(%rbx)\n\t"
-	"mov %rcx, 16(%rbx)\n"
+	LOAD_MXCSR
+	RUN_THUNK
 	".globl native_stop_sse\n"
 	".hidden native_stop_sse\n"
 	"native_stop_sse:\n\t"

@@ -46,10 +46,6 @@ static inline bool desc_is_writable_data(const struct descriptor *d)
 {
 	return (d->hi & (DESC_S | DESC_CODE | DESC_RW)) == (DESC_S | DESC_RW);
 }
-static inline bool is_canonical(uint64_t gva)
-{
-	return (uint64_t)((int64_t)(gva << 16) >> 16) == gva;
-}
 static inline bool is_long_mode(const struct engine *e)
 {
 	return (e->cpu->efer & EFER_LMA) != 0;

@@ -489,7 +489,7 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write)
 	struct fill f = { .gva = gva, .is_write = is_write };
 	bool done;
 
-	if (!s || !s->served || s->broken || (uint64_t)((int64_t)(gva << 16) >> 16) != gva)
+	if (!s || !s->served || s->broken || !is_canonical(gva))
 		return false;
 	done = walk(e, &f) && is_mappable(e, &f);
 	if (done && is_write && f.level > 1)

@@ -9,6 +9,8 @@
  * instruction changes no guest register before its last access that may fault, so a fault is repaired by
  * interpreting it from the start.
  */
+#include <assert.h>
+
 #include "engine/translate.h"
 
 /* --- exits --- */
@@ -64,11 +66,13 @@ void tx_interp(struct tx *x, int offset)
 
 void tx_poll(struct tx *x, int scratch)
 {
+	const uint8_t *load;
+
 	tx_clobber(x, SCRATCH(scratch));
 	emit_rorx(&x->m, scratch, mem_abs((void *)&x->e->block->events), 20);
-	x->t->poll_load = (uint32_t)(uintptr_t)x->m.p;
+	load = x->m.p;
 	emit_load8(&x->m, scratch, mem_base(scratch, (int32_t)(uintptr_t)x->t->poll));
-	x->t->poll_load = (uint32_t)(uintptr_t)x->m.p - x->t->poll_load;
+	assert(x->m.p - load == POLL_LOAD_SIZE);
 }
 
 void tx_branch(struct tx *x, int cc, int offset)
@@ -152,8 +156,7 @@ static void emit_stubs(struct tx *x)
 			break;
 		case STUB_LOOKUP:
 			emit_patch(s.from, x->m.p);
-			emit_pext(&x->m, s.dst, s.src, mem_abs(&x->t->hot.slot_mask));
-			emit_load(&x->m, s.dst, mem_table(x->e->deltas->delta[x->view], s.dst));
+			tx_look_up(x, s.dst, s.src);
 			emit_patch(emit_jmp(&x->m), s.back);
 			break;
 		case STUB_RSP:
@@ -176,22 +179,15 @@ static void emit_stubs(struct tx *x)
 
 static bool decode_all(struct tx *x, const struct block *b, const uint8_t *bytes, int offset)
 {
-	ZydisDecoder decoder;
-
-	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, decode_is_amd(x->e));
-	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
-	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
 	for (unsigned n = 0; n < b->count && n < 32; n++) {
 		struct tx_insn *i = &x->insn[n];
 
 		memset(i, 0, sizeof(*i));
 		i->bytes = bytes;
 		i->offset = offset;
-		if (b->insns[n].fn != op_undefined && (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes,
-							       b->insns[n].length, &i->d.insn, i->d.op)) ||
-							      i->d.insn.length != b->insns[n].length))
+		if (b->insns[n].fn != op_undefined &&
+			(!ZYAN_SUCCESS(decode_view(x->e, MODE_64, bytes, b->insns[n].length, &i->d)) ||
+				i->d.insn.length != b->insns[n].length))
 			return false;
 		bytes += b->insns[n].length;
 		offset += b->insns[n].length;
@@ -289,6 +285,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	struct translator *t = e->translator;
 	struct tx x;
 	struct tb *tb;
+	uint32_t first_site;
 
 	if (t->tb_used == TB_MAX || t->code_used + BLOCK_CODE_MAX > CODE_SIZE ||
 		t->site_used + 256 > SITE_MAX || t->map_used + 256 > MAP_MAX)
@@ -297,6 +294,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.t = t;
 	x.view = view;
 	x.tb = t->tb_used;
+	first_site = t->site_used;
 	x.count = x.n = x.stub_count = 0;
 	x.holds[0] = x.holds[1] = -1;
 	x.drift[0] = x.drift[1] = 0;
@@ -304,20 +302,15 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.gated = x.ended = x.failed = false;
 	x.start = t->write + t->code_used;
 	x.m.p = x.start;
-	x.m.run = (uintptr_t)t->execute - (uintptr_t)t->write;
 	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){.block = index,
-		.code = t->code_used,
-		.map = t->map_used,
-		.first_site = t->site_used,
-		.view = (uint8_t)x.view};
+	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .view = (uint8_t)view};
 	if (!decode_all(&x, b, bytes, offset))
 		return 0;
 	find_live_flags(&x);
 	emit_block(&x, b);
 	if (x.failed) {
 		t->map_used = tb->map;
-		t->site_used = tb->first_site;
+		t->site_used = first_site;
 		return 0;
 	}
 	/* What translator_drop_code() writes must fit. */
@@ -325,7 +318,6 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 		emit8(&x.m, 0x90);
 	tb->size = (uint32_t)(x.m.p - x.start);
 	tb->maps = t->map_used - tb->map;
-	tb->sites = t->site_used - tb->first_site;
 	t->code_used += (tb->size + 15) & ~15u;
 	t->tb_used++;
 	e->stats->blocks_translated++;

@@ -29,6 +29,7 @@
 #define SCRATCH(reg) (1u << (reg))
 
 #define POLL_SIZE (2u << 20)	    /* the page that is read, and what event bits lead to */
+#define POLL_LOAD_SIZE 8	    /* bytes of the instruction by which a poll faults */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define CODE_SIZE (32u << 20)
 #define TB_MAX (1u << 17)
@@ -91,7 +92,6 @@ struct site {
 	int16_t offset; /* in the page; may be 4096 */
 	uint8_t kind;
 	bool chained;
-	uint32_t target; /* tb, while chained */
 };
 
 #define TB_CROSSING 0x80000000u
@@ -102,7 +102,6 @@ struct tb {
 	uint32_t code, size; /* in the cache */
 	uint32_t map, maps;  /* its part of the fault map */
 	uint32_t incoming;   /* site index + 1 */
-	uint32_t first_site, sites;
 	uint8_t view;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
 };
@@ -125,7 +124,6 @@ struct translator {
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
 	uint32_t fixed;				  /* end of it */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
-	uint32_t poll_load;   /* bytes of the instruction by which a poll faults */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
@@ -155,7 +153,7 @@ void translator_destroy(struct engine *e);
 /* Forgets all code. */
 void translator_reset(struct engine *e);
 /* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
-void translator_drop_block(struct engine *e, const struct block *b);
+void translator_drop_block(struct engine *e, struct block *b);
 void translator_drop_code(struct engine *e, uint32_t tb);
 /* Jump cache entries must not be used: all, or those whose target lies in the page. */
 void translator_forget(struct engine *e, bool user, bool supervisor);
@@ -249,6 +247,8 @@ void tx_clobber(struct tx *x, unsigned scratch);
  * possible.
  */
 bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, struct emit_mem *out);
+/* dst = the delta of the slot of the address in src (which may be dst), from the table; no flags. */
+void tx_look_up(struct tx *x, int dst, int src);
 /* dst = the delta of the slot of the address in src; with dead flags by prediction. */
 void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live);
 /* guest address (flat, not yet checked) of the operand → scratch register `to`; `other` may be destroyed. */

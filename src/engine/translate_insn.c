@@ -202,9 +202,11 @@ static void touch_stack(struct tx *x, const struct tx_insn *i)
 
 /* --- instructions with an RSP operand --- */
 
+/* Registers as they are, but for RSP. */
+static const uint8_t rsp_in_s1[16] = {0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 static bool step_rsp(struct tx *x, struct tx_insn *i)
 {
-	static const uint8_t map[16] = {0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 	int64_t step = i->d.op[1].imm.value.s;
 
 	if (i->d.insn.mnemonic == ZYDIS_MNEMONIC_SUB)
@@ -213,7 +215,7 @@ static bool step_rsp(struct tx *x, struct tx_insn *i)
 		return false;
 	if (live_after(x) & i->flags_written) {
 		tx_get_rsp(x, S1, 0);
-		reencode(&x->m, &i->d, i->bytes, NULL, map);
+		reencode(&x->m, &i->d, i->bytes, NULL, rsp_in_s1);
 	}
 	emit_lea(&x->m, RSP, mem_base(RSP, (int32_t)step));
 	touch_stack(x, i);
@@ -258,7 +260,6 @@ static bool load_operand(struct tx *x, const struct tx_insn *i, unsigned n)
 /* Instructions that write RSP as an explicit operand. */
 static bool write_rsp(struct tx *x, struct tx_insn *i)
 {
-	static const uint8_t map[16] = {0, 1, 2, 3, S1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 	const ZydisDecodedOperand *src = &i->d.op[1];
 	bool immediate = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 
@@ -275,7 +276,7 @@ static bool write_rsp(struct tx *x, struct tx_insn *i)
 		if (i->memory >= 0 || (i->used & (SCRATCH(S1) | SCRATCH(S2))))
 			return false;
 		tx_get_rsp(x, S1, 0);
-		reencode(&x->m, &i->d, i->bytes, NULL, map);
+		reencode(&x->m, &i->d, i->bytes, NULL, rsp_in_s1);
 		set_rsp(x, FLAGS_STATUS & live_after(x));
 		break;
 	case ZYDIS_MNEMONIC_MOV:
@@ -650,8 +651,7 @@ static void pass_gate(struct tx *x)
 /* *out = the delta of the address in reg, which is moved by it. */
 static void bias(struct tx *x, int reg, uint64_t *out)
 {
-	emit_pext(&x->m, S1, reg, mem_abs(&x->t->hot.slot_mask));
-	emit_load(&x->m, S1, mem_table(x->e->deltas->delta[x->view], S1));
+	tx_look_up(x, S1, reg);
 	emit_store(&x->m, S1, mem_abs(out));
 	emit_lea(&x->m, reg, (struct emit_mem){reg, S1, 0, 0});
 }

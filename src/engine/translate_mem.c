@@ -55,7 +55,7 @@ static struct emit_mem delta_of(struct tx *x, unsigned slot)
 	return mem_abs(&x->e->deltas->delta[x->view][slot]);
 }
 
-static void look_up(struct tx *x, int dst, int src)
+void tx_look_up(struct tx *x, int dst, int src)
 {
 	emit_pext(&x->m, dst, src, mem_abs(&x->t->hot.slot_mask));
 	emit_load(&x->m, dst, mem_table(x->e->deltas->delta[x->view], dst));
@@ -68,7 +68,7 @@ void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
 	struct tx_stub *stub;
 
 	if (flags_live || !seen || x->stub_count + 4 > TX_STUBS || dst == src) {
-		look_up(x, dst, src);
+		tx_look_up(x, dst, src);
 		return;
 	}
 	seen--;
@@ -140,8 +140,7 @@ void tx_switch_rsp(struct tx *x)
 {
 	struct hot *h = &x->t->hot;
 
-	emit_pext(&x->m, S2, S1, mem_abs(&h->slot_mask));
-	emit_load(&x->m, S2, mem_table(x->e->deltas->delta[x->view], S2));
+	tx_look_up(x, S2, S1);
 	emit_store(&x->m, S2, mem_abs(&h->rsp_delta));
 	emit_negative(x, S2, &h->rsp_neg);
 	emit_pext(&x->m, S2, S1, mem_abs(&h->high_mask));

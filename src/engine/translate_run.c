@@ -96,7 +96,7 @@ static void emit_leave_tail(struct emit *m, struct engine *e)
 void translator_emit_fixed(struct engine *e)
 {
 	struct translator *t = e->translator;
-	struct emit m = {t->write, (uintptr_t)t->execute - (uintptr_t)t->write};
+	struct emit m = {t->write};
 
 	t->enter = (uint32_t)(m.p - t->write);
 	emit_enter(&m, e);
@@ -115,11 +115,6 @@ void translator_emit_fixed(struct engine *e)
 static unsigned slot_of(uint64_t gva)
 {
 	return (unsigned)(gva >> 39) & 511;
-}
-
-static bool is_canonical(uint64_t gva)
-{
-	return (uint64_t)((int64_t)(gva << 16) >> 16) == gva;
 }
 
 /* SSE and AVX instructions raise neither #UD nor #NM (SDM vol. 3, 13.1, 14.3). */
@@ -240,7 +235,6 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 	const struct map_entry *m = find_map(t, pc, tb);
 
 	*string = m && m->string;
-
 	if (!m) {
 		/* Fixed code does not fault; an address that is nobody's would be our own bug. */
 		snprintf(e->block->exit.text, sizeof(e->block->exit.text),
@@ -315,7 +309,7 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 	if (find_rip(e, t->fault_pc, &tb, &string)) {
 		/* A branch to nowhere faults by itself: on to its exit. The event waits so long. */
 		if (!is_canonical(e->cpu->gpr[GPR_RIP]) && e->cpu->activity == CPU_RUNNING) {
-			t->fault_pc += t->poll_load;
+			t->fault_pc += POLL_LOAD_SIZE;
 			return true;
 		}
 		e->stats->exits_poll++;

@@ -163,8 +163,7 @@ static bool popf(struct tx *x, const struct tx_insn *i)
 /* hot.seg_host of FS (0) or GS (1) for the base in S1; destroys both. */
 static void follow_segment(struct tx *x, unsigned n)
 {
-	emit_pext(&x->m, S2, S1, mem_abs(&x->t->hot.slot_mask));
-	emit_load(&x->m, S2, mem_table(x->e->deltas->delta[x->view], S2));
+	tx_look_up(x, S2, S1);
 	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
 	emit_store(&x->m, S1, mem_abs(&x->t->hot.seg_host[n]));
 }
