@@ -4,10 +4,12 @@
 
 #include <stdint.h>
 
-#define RAM_RANGE_MAX 8
+#define RAM_RANGE_MAX 32
 
 #define GPA_VGA_HOLE 0xa0000ull
 #define GPA_VGA_HOLE_END 0xc0000ull
+#define GPA_LOW_RAM_END 0xb0000000ull /* RAM that fits below lies there; more than that is split at GPA_LOW_RAM_SPLIT */
+#define GPA_LOW_RAM_SPLIT 0x80000000ull
 #define GPA_PCI_HOLE 0xc0000000ull /* 3 GiB: BARs from here */
 #define GPA_PCI_MMIO_END 0xe0000000ull
 #define GPA_ECAM 0xe0000000ull /* 256 buses × 1 MiB */
@@ -23,8 +25,8 @@ struct ram_range {
 	uint64_t gpa;	 /* first byte */
 	uint64_t size;	 /* bytes; 0 ends the list */
 	uint64_t offset; /* in the RAM memfd */
-	uint32_t readonly;
-	uint32_t reserved;
+	uint32_t readonly;   /* writes are dropped … */
+	uint32_t write_exit; /* … or, if this is set too, come to the bus as MMIO */
 };
 
 struct ram_layout {

@@ -3,13 +3,17 @@
  *
  *   0          .. 0xA0000        RAM
  *   0xA0000    .. 0xC0000        hole (legacy VGA, nobody home)
- *   0xC0000    .. low_end        RAM; low_end = min(size, 3 GiB)
- *   3 GiB      .. 4 GiB          PCI hole: BARs, ECAM, IOAPIC, HPET, LAPIC, firmware
+ *   0xC0000    .. low_end        RAM; low_end = size, or 2 GiB if more than 2.75 GiB are wanted: the chip set that
+ *                                firmware knows has its ECAM at 0xB0000000
+ *   low_end    .. 4 GiB          ECAM, BARs, IOAPIC, HPET, LAPIC, firmware
  *   4 GiB      .. 4 GiB + rest   RAM
  *
- * Offset in the memfd = gpa below 3 GiB, gpa − 1 GiB above 4 GiB; ROM ranges follow the RAM. All access from the
+ * Offset in the memfd = gpa below low_end, gpa − 4 GiB + low_end above 4 GiB; ROM follows the RAM. All access from the
  * VMM process goes through these functions, which check bounds and report writes to whoever caches guest bytes
  * (decoded code, dirty logs). DMA never reaches MMIO: an address that is not RAM fails.
+ *
+ * The layout may change while vcpus run (shadow RAM, flash), under the device lock, by mem_map(). Backends follow:
+ * layout_changed() is called after each change.
  */
 #ifndef VMM_MEM_H
 #define VMM_MEM_H
@@ -23,6 +27,8 @@
 
 struct error;
 
+#define MEM_ROM_RESERVE (64ull << 20) /* bytes of ROM and flash at most */
+
 struct guest_mem {
 	/* Set at create. */
 	int fd;		/* the memfd; owned */
@@ -33,6 +39,12 @@ struct guest_mem {
 	/* Called after every write by the VMM (DMA, loaders). May be NULL. Any thread. */
 	void (*written)(void *ctx, uint64_t gpa, uint64_t length);
 	void *written_ctx;
+	/*
+	 * Called after each change of `layout`, device lock held, by a vcpu thread in an access of its vcpu or while vcpus
+	 * are stopped. That vcpu sees the new layout at its next instruction, others soon. May be NULL.
+	 */
+	void (*layout_changed)(void *ctx);
+	void *layout_ctx;
 };
 
 /* Creates `size` bytes of RAM (a multiple of 4 KiB, 1 MiB at least). */
@@ -41,6 +53,31 @@ void mem_destroy(struct guest_mem *mem);
 
 /* Adds a read-only range (firmware) at gpa, page aligned, filled from data. Before vcpus start. */
 int mem_add_rom(struct guest_mem *mem, uint64_t gpa, const void *data, uint64_t size, struct error *err);
+
+/*
+ * Bytes for a ROM or a flash in the memfd, filled from data: *offset is a multiple of 4 KiB. Nothing shows them until
+ * mem_map() does. Before vcpus start.
+ */
+int mem_reserve(struct guest_mem *mem, const void *data, uint64_t size, uint64_t *offset, struct error *err);
+
+enum mem_access {
+	MEM_NONE,	/* no memory: accesses go to the bus */
+	MEM_RAM,	/* read and written */
+	MEM_ROM,	/* read; writes are dropped */
+	MEM_ROM_EXIT,	/* read; writes go to the bus */
+};
+
+/* What the guest finds at [gpa, gpa + size): bytes from `offset` of the memfd on. All multiples of 4 KiB. */
+struct mem_mapping {
+	uint64_t gpa, size, offset;
+	enum mem_access access;
+};
+
+/*
+ * Changes the layout as the list says, in its order, and calls layout_changed() once if anything is different.
+ * -ENOSPC (too many pieces) and -EINVAL (bytes that do not exist) leave all as it was. Device lock held.
+ */
+int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned count);
 
 /* End of RAM below the PCI hole, and bytes of RAM above 4 GiB. */
 uint64_t mem_low_end(const struct guest_mem *mem);

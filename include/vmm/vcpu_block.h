@@ -68,6 +68,7 @@ struct vcpu_exit {
 #define VCPU_EVENT_SIPI (1u << 4)	/* sipi_vector */
 #define VCPU_EVENT_EXIT (1u << 5)	/* come back with VCPU_EXIT_KICKED */
 #define VCPU_EVENT_INVALIDATE (1u << 6) /* invalidate ring has entries: RAM was written under decoded code */
+#define VCPU_EVENT_LAYOUT (1u << 8)	/* `ram` is another than before */
 #define VCPU_EVENT_TIMER (1u << 7)	/* set inside the vcpu process by its timer signal */
 
 /*
@@ -84,7 +85,7 @@ struct vcpu_block {
 	/* Set at create by the VMM. */
 	uint32_t magic, index;
 	struct cpu_model model;
-	struct ram_layout ram;
+	struct ram_layout ram; /* later changed only in the VMM's turn, with VCPU_EVENT_LAYOUT */
 	uint32_t engine; /* enum vcpu_engine */
 	uint32_t trace;	 /* bits of --trace the engine honours */
 

@@ -18,6 +18,14 @@ static bool is_lapic(const struct engine *e, uint64_t gpa)
 	return (base & 0xc00) == 0x800 && ((base ^ gpa) & 0x000ffffffffff000ull) == 0;
 }
 
+/* gpa is in a read-only range. */
+static bool write_exits(const struct engine *e, uint64_t gpa)
+{
+	for (const struct ram_range *r = e->block->ram.ranges;; r++)
+		if (gpa - r->gpa < r->size)
+			return r->write_exit;
+}
+
 uint64_t physical_read(struct engine *e, uint64_t gpa, unsigned size)
 {
 	uint64_t offset = ram_offset(e, gpa, NULL);
@@ -47,6 +55,11 @@ void physical_write(struct engine *e, uint64_t gpa, unsigned size, uint64_t valu
 	uint64_t mask = size >= 8 ? ~0ull : (1ull << size * 8) - 1;
 
 	if (offset != ~0ull) {
+		if (readonly && write_exits(e, gpa)) {
+			e->stats->emul_mmio++;
+			e->env.access(e->env.ctx, 1, gpa, size, true, value & mask);
+			return;
+		}
 		if (readonly)
 			return;
 		if (engine_page_has_code(e, offset >> 12))

@@ -287,6 +287,10 @@ static bool take_events(struct engine *e)
 {
 	uint32_t events = atomic_exchange(&e->block->events, 0);
 
+	if (events & VCPU_EVENT_LAYOUT) {
+		shadow_layout_changed(e);
+		mmu_flush_all(e);
+	}
 	if (events & VCPU_EVENT_INVALIDATE)
 		take_invalidations(e);
 	if (events & VCPU_EVENT_INIT)

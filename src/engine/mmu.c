@@ -19,6 +19,7 @@ struct walk_step {
 	uint64_t offset; /* of the entry, in the memfd */
 	uint64_t value;
 	bool wide; /* 8 bytes */
+	bool readonly; /* in a ROM, where accessed and dirty bits cannot be set */
 };
 
 uint64_t ram_offset(const struct engine *e, uint64_t gpa, bool *readonly)
@@ -49,7 +50,8 @@ static uint64_t physical_mask(const struct engine *e)
 /* Reads the table entry at gpa; entries outside of RAM are not present. */
 static void read_entry(struct engine *e, uint64_t gpa, bool wide, struct walk_step *step)
 {
-	step->offset = ram_offset(e, gpa, NULL);
+	step->readonly = false;
+	step->offset = ram_offset(e, gpa, &step->readonly);
 	step->wide = wide;
 	if (step->offset == ~0ull)
 		step->value = 0;
@@ -62,7 +64,7 @@ static bool set_bits(struct engine *e, const struct walk_step *step, uint64_t bi
 {
 	void *p = e->ram + step->offset;
 
-	if ((step->value & bits) == bits || engine_unlikely(e->overlay != NULL))
+	if ((step->value & bits) == bits || step->readonly || engine_unlikely(e->overlay != NULL))
 		return true;
 	if (engine_unlikely(engine_page_has_code(e, step->offset >> 12)))
 		engine_invalidate_range(e, step->offset, step->wide ? 8 : 4);

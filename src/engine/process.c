@@ -100,6 +100,9 @@ static uint64_t exit_to_vmm(void *ctx, enum vcpu_exit_kind kind)
 	p->block->stats.exits[kind]++;
 	give_turn(p->block);
 	wait_turn(p);
+	/* The next instruction may be another now. */
+	if (atomic_load_explicit(&p->block->events, memory_order_relaxed) & VCPU_EVENT_LAYOUT)
+		p->engine->leave_block = true;
 	return p->block->reply.data;
 }
 

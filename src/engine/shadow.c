@@ -121,6 +121,15 @@ void shadow_flush_all(struct engine *e)
 		root_update(e, ROOT_FLUSH_GLOBALS);
 }
 
+void shadow_layout_changed(struct engine *e)
+{
+	if (!e->shadow)
+		return;
+	for (unsigned n = 0; n < REGIONS; n++)
+		if (e->shadow->slots[n].key)
+			slot_evict(e, n);
+}
+
 void shadow_flush_page(struct engine *e, uint64_t gva)
 {
 	struct shadow *s = e->shadow;

@@ -60,6 +60,8 @@ void shadow_flush_pcid(struct engine *e);
 void shadow_flush_page(struct engine *e, uint64_t gva);
 void shadow_flush_nonglobal(struct engine *e);
 void shadow_flush_all(struct engine *e);
+/* Guest-physical addresses lead elsewhere: nothing that was mapped stays. */
+void shadow_layout_changed(struct engine *e);
 /* The memfd page gets decoded code: no mapping of it stays writable. */
 void shadow_protect_code(struct engine *e, uint64_t page);
 /* … has none any more (its bit in code_pages is clear): it may be mapped writable at the next fill. Lazy; may do nothing. */

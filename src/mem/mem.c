@@ -1,13 +1,13 @@
 /*
- * Guest RAM in one memfd, mapped once, linearly, into the VMM. The mapping is ROM_RESERVE bytes longer than RAM, so
+ * Guest RAM in one memfd, mapped once, linearly, into the VMM. The mapping is MEM_ROM_RESERVE bytes longer than RAM, so
  * that adding a ROM grows the file and leaves every hva as it was.
  *
- *   gpa  0      640K 768K            low_end  3G      4G
- *        |RAM    |    |RAM             |       |       |RAM ... |
- *   file |0      |hole|                |               (low_end: gpa − 1 GiB)  |ROM ...|
+ *   gpa  0      640K 768K            low_end          4G
+ *        |RAM    |    |RAM             |               |RAM ... |
+ *   file |0      |hole|                |               (low_end …)  |ROM ...|
  *
- * Invariants: the ranges are sorted, disjoint and inside the file; the legacy VGA hole has file offsets of its own
- * that nothing touches, so that offset = gpa holds below 3 GiB. Guest memory changes under our hands while vcpus run:
+ * Invariants: the ranges are sorted, disjoint and inside the file, and no two that touch could be one; the legacy VGA
+ * hole has file offsets of its own that nothing touches, so that offset = gpa holds below low_end. Guest memory changes under our hands while vcpus run:
  * callers copy first and check the copy.
  */
 #include "vmm/mem.h"
@@ -21,20 +21,8 @@
 #include "vmm/error.h"
 
 #define PAGE_BYTES 4096ull
-#define ROM_RESERVE (64ull << 20)
 #define RAM_MIN (1ull << 20)
-#define RAM_MAX (GPA_PCI_MMIO64 - (GPA_HIGH_RAM - GPA_PCI_HOLE)) /* RAM ends below the 64-bit BARs */
-
-static void insert_range(struct ram_layout *layout, unsigned count, struct ram_range range)
-{
-	unsigned i = count;
-
-	while (i > 0 && layout->ranges[i - 1].gpa > range.gpa) {
-		layout->ranges[i] = layout->ranges[i - 1];
-		i--;
-	}
-	layout->ranges[i] = range;
-}
+#define RAM_MAX (GPA_PCI_MMIO64 - (GPA_HIGH_RAM - GPA_LOW_RAM_SPLIT)) /* RAM ends below the 64-bit BARs */
 
 static unsigned range_count(const struct ram_layout *layout)
 {
@@ -45,9 +33,14 @@ static unsigned range_count(const struct ram_layout *layout)
 	return n;
 }
 
+static uint64_t low_size(uint64_t size)
+{
+	return size <= GPA_LOW_RAM_END ? size : GPA_LOW_RAM_SPLIT;
+}
+
 static void layout_init(struct ram_layout *layout, uint64_t size)
 {
-	uint64_t low = size < GPA_PCI_HOLE ? size : GPA_PCI_HOLE;
+	uint64_t low = low_size(size);
 
 	layout->file_size = size;
 	layout->ranges[0] = (struct ram_range){.gpa = 0, .size = GPA_VGA_HOLE, .offset = 0};
@@ -82,7 +75,7 @@ int mem_create(uint64_t size, struct guest_mem **out, struct error *err)
 	}
 	base = MAP_FAILED;
 	if (!ftruncate(mem->fd, size))
-		base = mmap(NULL, size + ROM_RESERVE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0);
+		base = mmap(NULL, size + MEM_ROM_RESERVE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0);
 	if (base == MAP_FAILED) {
 		rc = error_set(err, -errno, "Cannot map %llu MiB of guest memory: %m; a smaller --memory may fit",
 			(unsigned long long)(size >> 20));
@@ -91,7 +84,7 @@ int mem_create(uint64_t size, struct guest_mem **out, struct error *err)
 		return rc;
 	}
 	/* A core dump of the VMM has no use for the guest's memory. */
-	madvise(base, size + ROM_RESERVE, MADV_DONTDUMP);
+	madvise(base, size + MEM_ROM_RESERVE, MADV_DONTDUMP);
 	mem->base = base;
 	*out = mem;
 	return 0;
@@ -101,38 +94,121 @@ void mem_destroy(struct guest_mem *mem)
 {
 	if (!mem)
 		return;
-	munmap(mem->base, mem->size + ROM_RESERVE);
+	munmap(mem->base, mem->size + MEM_ROM_RESERVE);
 	close(mem->fd);
 	free(mem);
+}
+
+int mem_reserve(struct guest_mem *mem, const void *data, uint64_t size, uint64_t *offset, struct error *err)
+{
+	uint64_t start = (mem->file_size + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
+	uint64_t rounded = (size + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
+
+	if (!size || size > MEM_ROM_RESERVE)
+		return error_set(err, -EINVAL, "A ROM must have between 1 byte and 64 MiB");
+	if (start + rounded > mem->size + MEM_ROM_RESERVE)
+		return error_set(err, -ENOSPC, "Too many ROMs");
+	if (ftruncate(mem->fd, (off_t)(start + rounded)))
+		return error_set(err, -errno, "Cannot grow guest memory for a ROM: %m");
+	memcpy(mem->base + start, data, size);
+	mem->file_size = mem->layout.file_size = start + rounded;
+	*offset = start;
+	return 0;
+}
+
+/* Ranges are put together in gpa order, so only the last one can be prolonged. False: no room. */
+static bool append_range(struct ram_layout *layout, unsigned *count, struct ram_range r)
+{
+	struct ram_range *last = *count ? &layout->ranges[*count - 1] : NULL;
+
+	if (!r.size)
+		return true;
+	if (last && last->gpa + last->size == r.gpa && last->offset + last->size == r.offset &&
+		last->readonly == r.readonly && last->write_exit == r.write_exit) {
+		last->size += r.size;
+		return true;
+	}
+	if (*count == RAM_RANGE_MAX)
+		return false;
+	layout->ranges[(*count)++] = r;
+	return true;
+}
+
+/* The part of r within [start, end); size 0: none. */
+static struct ram_range cut(struct ram_range r, uint64_t start, uint64_t end)
+{
+	uint64_t from = r.gpa > start ? r.gpa : start, to = r.gpa + r.size < end ? r.gpa + r.size : end;
+
+	r.offset += from - r.gpa;
+	r.gpa = from;
+	r.size = from < to ? to - from : 0;
+	return r;
+}
+
+/* `out` is `in` with [m->gpa, m->gpa + m->size) replaced. False: too many pieces. */
+static bool layout_replace(const struct ram_layout *in, const struct mem_mapping *m, struct ram_layout *out)
+{
+	const struct ram_range r = {.gpa = m->gpa, .size = m->access == MEM_NONE ? 0 : m->size, .offset = m->offset,
+		.readonly = m->access != MEM_RAM, .write_exit = m->access == MEM_ROM_EXIT};
+	unsigned count = 0, n = range_count(in);
+	bool fits = true;
+
+	memset(out, 0, sizeof(*out));
+	out->file_size = in->file_size;
+	for (unsigned i = 0; i < n; i++)
+		fits = fits && append_range(out, &count, cut(in->ranges[i], 0, m->gpa));
+	fits = fits && append_range(out, &count, r);
+	for (unsigned i = 0; i < n; i++)
+		fits = fits && append_range(out, &count, cut(in->ranges[i], m->gpa + m->size, ~0ull));
+	return fits;
+}
+
+static bool mapping_is_sound(const struct guest_mem *mem, const struct mem_mapping *m)
+{
+	if ((m->gpa | m->size | m->offset) & (PAGE_BYTES - 1) || !m->size || m->gpa + m->size < m->gpa)
+		return false;
+	return m->access == MEM_NONE || (m->size <= mem->file_size && m->offset <= mem->file_size - m->size);
+}
+
+int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned count)
+{
+	struct ram_layout layout = mem->layout, next;
+
+	for (unsigned i = 0; i < count; i++) {
+		if (!mapping_is_sound(mem, &list[i]))
+			return -EINVAL;
+		if (!layout_replace(&layout, &list[i], &next))
+			return -ENOSPC;
+		layout = next;
+	}
+	if (!memcmp(&layout, &mem->layout, sizeof(layout)))
+		return 0;
+	mem->layout = layout;
+	if (mem->layout_changed)
+		mem->layout_changed(mem->layout_ctx);
+	return 0;
 }
 
 int mem_add_rom(struct guest_mem *mem, uint64_t gpa, const void *data, uint64_t size, struct error *err)
 {
 	uint64_t rounded = (size + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
-	uint64_t offset = (mem->file_size + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
-	unsigned count = range_count(&mem->layout);
+	struct mem_mapping map = {.gpa = gpa, .size = rounded, .access = MEM_ROM};
+	int rc;
 
-	if (!size || gpa % PAGE_BYTES || size > ROM_RESERVE || gpa + rounded < gpa)
+	if (gpa % PAGE_BYTES || !size || size > MEM_ROM_RESERVE || gpa + rounded < gpa)
 		return error_set(err, -EINVAL, "A ROM must begin on a page and have between 1 byte and 64 MiB");
-	if (offset + rounded > mem->size + ROM_RESERVE || count == RAM_RANGE_MAX)
-		return error_set(err, -ENOSPC, "Too many ROMs");
-	for (unsigned i = 0; i < count; i++) {
-		const struct ram_range *r = &mem->layout.ranges[i];
-
-		if (gpa < r->gpa + r->size && r->gpa < gpa + rounded)
+	for (unsigned i = 0; i < range_count(&mem->layout); i++)
+		if (cut(mem->layout.ranges[i], gpa, gpa + rounded).size)
 			return error_set(err, -EEXIST, "The ROM at 0x%llx overlaps other memory", (unsigned long long)gpa);
-	}
-	if (ftruncate(mem->fd, offset + rounded))
-		return error_set(err, -errno, "Cannot grow guest memory for a ROM: %m");
-	memcpy(mem->base + offset, data, size);
-	mem->file_size = mem->layout.file_size = offset + rounded;
-	insert_range(&mem->layout, count, (struct ram_range){.gpa = gpa, .size = rounded, .offset = offset, .readonly = 1});
-	return 0;
+	rc = mem_reserve(mem, data, size, &map.offset, err);
+	if (!rc && mem_map(mem, &map, 1))
+		rc = error_set(err, -ENOSPC, "Too many ROMs");
+	return rc;
 }
 
 uint64_t mem_low_end(const struct guest_mem *mem)
 {
-	return mem->size < GPA_PCI_HOLE ? mem->size : GPA_PCI_HOLE;
+	return low_size(mem->size);
 }
 
 uint64_t mem_high_size(const struct guest_mem *mem)

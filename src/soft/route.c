@@ -167,6 +167,28 @@ static void invalidate_page(struct soft_vm *vm, uint64_t page)
 }
 
 /*
+ * A vcpu takes the new layout when it is next entered: one whose access has made the change at once, the others are asked
+ * to come out.
+ */
+void soft_layout_changed(void *ctx)
+{
+	struct soft_vm *vm = ctx;
+
+	pthread_mutex_lock(&vm->lock);
+	vm->layout = vm->mem->layout;
+	pthread_mutex_unlock(&vm->lock);
+	for (unsigned i = 0; i < vm->vcpu_count; i++) {
+		struct soft_vcpu *v = vm->vcpus[i];
+
+		if (!v)
+			continue;
+		atomic_store(&v->layout_stale, true);
+		if (vm->vcpu_count > 1)
+			soft_post_event(v, VCPU_EVENT_EXIT);
+	}
+}
+
+/*
  * After a write by the VMM. An engine sets the page's bit, then reads the bytes that it decodes; here the bytes are
  * written, then the bit is read: the fence makes sure that one of both sees the other.
  */

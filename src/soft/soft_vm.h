@@ -33,6 +33,7 @@ struct soft_vm {
 	struct bus_answer answers[ANSWER_MAX]; /* as published; the guest's side of it is not trusted */
 	unsigned answer_count;
 	uint32_t answer_sequence[ANSWER_MAX];
+	struct ram_layout layout; /* the machine's, for vcpu threads, which do not hold the device lock */
 	unsigned next_lowest; /* round robin of lowest-priority delivery */
 };
 
@@ -46,6 +47,8 @@ struct soft_vcpu {
 	int pidfd;
 	struct event_source *source;
 	unsigned spin;
+
+	_Atomic bool layout_stale; /* the block has another layout than the machine */
 
 	/* Vcpu thread. */
 	bool running;	       /* the turn is the engine's, or was: its exit has not been taken yet */
@@ -61,6 +64,7 @@ struct soft_vcpu {
 /* route.c: posting and waking. */
 void soft_post_event(struct soft_vcpu *v, uint32_t bits);
 void soft_mem_written(void *ctx, uint64_t gpa, uint64_t length);
+void soft_layout_changed(void *ctx);
 
 /* process.c: the life of a vcpu process. */
 int soft_process_start(struct soft_vcpu *v, struct error *err);

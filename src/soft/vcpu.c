@@ -132,12 +132,22 @@ static bool exit_is_valid(const struct vcpu_exit *x)
 	return false;
 }
 
+static void take_layout(struct soft_vcpu *v)
+{
+	pthread_mutex_lock(&v->vm->lock);
+	v->block->ram = v->vm->layout;
+	pthread_mutex_unlock(&v->vm->lock);
+	atomic_fetch_or(&v->block->events, VCPU_EVENT_LAYOUT);
+}
+
 static int soft_run(void *self, struct vcpu_exit *x)
 {
 	struct soft_vcpu *v = self;
 
 	if (!v->running) {
 		v->block->reply.data = x->data;
+		if (atomic_load_explicit(&v->layout_stale, memory_order_relaxed) && atomic_exchange(&v->layout_stale, false))
+			take_layout(v);
 		if (!v->gone)
 			give_turn(v->block);
 		if (v->gone) { /* also when it died between the two lines above: the checker may have missed our turn */

@@ -15,7 +15,7 @@
 
 static int create_shared(struct soft_vm *vm)
 {
-	uint64_t words = (vm->mem->file_size / 4096 + 63) / 64 + 1;
+	uint64_t words = (vm->mem->file_size + MEM_ROM_RESERVE) / 4096 / 64 + 1;
 
 	vm->shared_size = (sizeof(*vm->shared) + words * 8 + 4095) & ~4095ull;
 	vm->shared_fd = memfd_create("vmm-shared", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -51,6 +51,8 @@ int soft_vm_create(struct guest_mem *mem, struct event_loop *loop, const char *p
 	}
 	mem->written_ctx = vm;
 	mem->written = soft_mem_written;
+	mem->layout_ctx = vm;
+	mem->layout_changed = soft_layout_changed;
 	*out = vm;
 	return 0;
 }
@@ -62,6 +64,8 @@ void soft_vm_destroy(struct soft_vm *vm)
 	if (vm->mem->written_ctx == vm) {
 		vm->mem->written = NULL;
 		vm->mem->written_ctx = NULL;
+		vm->mem->layout_changed = NULL;
+		vm->mem->layout_ctx = NULL;
 	}
 	if (vm->shared)
 		munmap(vm->shared, vm->shared_size);

@@ -278,7 +278,7 @@ START_TEST(test_e820)
 		ram += map[i].size;
 		ck_assert_ptr_nonnull(mem_ptr(mem, map[i].gpa, map[i].size, true));
 	}
-	ck_assert_uint_eq(end, 5120 * MIB);
+	ck_assert_uint_eq(end, 6144 * MIB);
 	ck_assert_uint_eq(ram, 4096 * MIB - MIB + 0x9fc00);
 }
 END_TEST
