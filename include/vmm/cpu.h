@@ -42,6 +42,8 @@ struct cpu_table {
 
 enum cpu_activity { CPU_RUNNING, CPU_HALTED, CPU_WAIT_SIPI, CPU_SHUTDOWN };
 
+enum cpu_event { CPU_EVENT_NONE, CPU_EVENT_INTERRUPT, CPU_EVENT_NMI, CPU_EVENT_EXCEPTION };
+
 /* XSAVE standard format: legacy area 512, header 64, AVX state 256. */
 #define CPU_XSAVE_SIZE 832
 
@@ -70,7 +72,11 @@ struct cpu_state {
 	uint8_t shadow_mov_ss;	  /* interrupts and debug traps likewise */
 	uint8_t nmi_blocked;	  /* until IRET */
 	uint8_t nmi_pending;
-	uint8_t reserved[3];
+	/* An event that has been accepted and is to be delivered before anything else; the software CPU never leaves one. */
+	uint8_t event; /* enum cpu_event */
+	uint8_t event_vector, event_has_error;
+	uint32_t event_error;
+	uint32_t reserved;
 	uint64_t pending_dr6;	  /* debug traps to deliver after the current instruction */
 
 	uint8_t xsave[CPU_XSAVE_SIZE] __attribute__((aligned(64)));
@@ -94,7 +100,7 @@ struct cpu_model {
 	uint32_t apic_id;    /* of this vcpu */
 	uint32_t cpu_count;
 	uint32_t features;   /* CPU_MODEL_… */
-	uint32_t reserved;
+	uint32_t lapic_tick_ns; /* of the local APIC timer, before its divider */
 	uint64_t tsc_khz;    /* of the host TSC, measured or from CPUID */
 	uint64_t clock_tsc;  /* the host TSC at create: the zero of the paravirtual clock */
 	uint32_t host_vendor[3]; /* EBX, EDX, ECX of leaf 0 */
@@ -105,8 +111,9 @@ struct cpu_model {
 };
 #define CPU_MODEL_SMAP (1u << 0)
 
-/* The clock of the local APIC timer, before its divider; CPUID calls it the crystal. */
+/* The clock of the local APIC timer, before its divider; CPUID calls it the crystal. (A KVM that cannot do so has another.) */
 #define CPU_LAPIC_HZ 25000000u
+#define CPU_LAPIC_TICK_NS (1000000000u / CPU_LAPIC_HZ)
 
 /* The words of cpu_model.host_features. */
 enum cpu_feature_word {
@@ -154,6 +161,8 @@ enum cpu_feature {
 struct error;
 /* Parses the argument of --cpu ("common", "common,+smap") and reads the host. 0, -EINVAL or -ENOTSUP. */
 int cpu_model_create(const char *spec, unsigned cpu_count, struct cpu_model *model, struct error *err);
+/* As above with a TSC frequency that is known (0: to be measured, which takes 20 ms). */
+int cpu_model_create_at(const char *spec, unsigned cpu_count, uint64_t tsc_khz, struct cpu_model *model, struct error *err);
 /* CPUID as the guest sees it; state gives the dynamic bits (OSXSAVE, APIC enable), may be NULL. Any thread. */
 void cpu_cpuid(const struct cpu_model *model, const struct cpu_state *state, uint32_t leaf, uint32_t subleaf,
 	uint32_t out[4]);

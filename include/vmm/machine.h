@@ -52,6 +52,8 @@ struct machine_config {
 	unsigned cpus;
 	uint64_t memory; /* bytes, a multiple of 4 KiB */
 	bool smap;	 /* --cpu common,+smap */
+	bool cpu_host;	 /* --cpu host: KVM only */
+	unsigned move_every, move_length; /* as in struct kvm_config; for tests */
 
 	const char *guest; /* told by content: disk image, bzImage or ELF */
 	const char *kernel, *initrd, *append, *firmware;

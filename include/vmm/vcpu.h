@@ -30,6 +30,11 @@ struct vcpu_backend {
 	/* Ends the guest's execution by force: run() comes back soon with VCPU_EXIT_DIED. For a backend that does not answer
 	 * a kick; NULL if that cannot be. Any thread. */
 	void (*abandon)(void *self);
+	/* The local APIC that belongs to the state; only while run() is not running. */
+	void (*get_lapic)(void *self, struct lapic_state *lapic);
+	void (*set_lapic)(void *self, const struct lapic_state *lapic);
+	/* From the next run() on: VCPU_EXIT_NONE once so many instructions have been executed; 0: no limit. NULL: cannot. */
+	void (*set_limit)(void *self, uint64_t instructions);
 };
 
 /* What the run loop needs of the machine. Called on the vcpu's thread, device lock not held. */

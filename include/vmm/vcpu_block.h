@@ -37,7 +37,7 @@ enum vcpu_turn { TURN_VMM, TURN_ENGINE };
 
 /* Why the engine came back. */
 enum vcpu_exit_kind {
-	VCPU_EXIT_NONE,
+	VCPU_EXIT_NONE,	     /* vcpu_block.limit instructions have been executed */
 	VCPU_EXIT_PIO,	     /* reply.data answers a read */
 	VCPU_EXIT_MMIO,	     /* likewise */
 	VCPU_EXIT_INTACK,    /* ExtINT accepted: reply.data is the PIC's vector */
@@ -102,6 +102,7 @@ struct vcpu_block {
 	struct {
 		uint64_t data;
 	} reply;
+	uint64_t limit; /* VCPU_EXIT_NONE after so many instructions; 0: none */
 	struct cpu_state cpu;
 	struct lapic_state lapic; /* LDR/DFR/ID are read by the VMM at any time to route messages */
 

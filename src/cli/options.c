@@ -255,9 +255,11 @@ static int cpu_parse(const char *text, struct machine_config *config, struct err
 	const char *rest = text;
 	char item[32];
 
+	config->cpu_host = !strcmp(text, "host");
+	if (config->cpu_host)
+		return 0;
 	if (list_next(&rest, item, sizeof(item)) || strcmp(item, "common"))
-		return error_set(err, !strcmp(text, "host") ? -ENOTSUP : -EINVAL,
-			"--cpu is common, with the option +smap; no other model exists in this version.");
+		return error_set(err, -EINVAL, "--cpu is common, with the option +smap, or host.");
 	while (rest) {
 		if (list_next(&rest, item, sizeof(item)))
 			item[0] = 0;
@@ -377,7 +379,7 @@ static int run_check(const struct machine_config *config, struct error *err)
 		return error_set(err, -EINVAL, "A kernel is started directly; leave --firmware out, or --kernel.");
 	if (!config->kernel && (config->firmware || !config->guest) && (config->initrd || config->append))
 		return error_set(err, -EINVAL, "--initrd and --append need a kernel (--kernel).");
-	if (config->cpus > 1 && config->backend != MACHINE_BACKEND_KVM)
+	if (config->cpus > 1 && config->backend == MACHINE_BACKEND_SOFT)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
 	return 0;
 }

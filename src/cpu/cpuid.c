@@ -21,6 +21,11 @@
 #define XSAVE_LEGACY_SIZE 576u
 #define XSAVE_AVX_SIZE 256u
 
+static uint32_t lapic_hz(const struct cpu_model *m)
+{
+	return m->lapic_tick_ns ? 1000000000u / m->lapic_tick_ns : CPU_LAPIC_HZ;
+}
+
 /* Bits needed to number `count` things. */
 static uint32_t number_width(uint32_t count)
 {
@@ -94,7 +99,8 @@ static void leaf_d(const struct cpu_model *m, const struct cpu_state *s, uint32_
  */
 static void leaf_15(const struct cpu_model *m, uint32_t out[4])
 {
-	uint64_t a = m->tsc_khz, b = CPU_LAPIC_HZ / 1000, limit = 0xffffffffull / b;
+	uint32_t hz = lapic_hz(m);
+	uint64_t a = m->tsc_khz, b = hz / 1000, limit = 0xffffffffull / b;
 	uint64_t p0 = 0, q0 = 1, p1 = 1, q1 = 0;
 
 	while (b) {
@@ -109,7 +115,7 @@ static void leaf_15(const struct cpu_model *m, uint32_t out[4])
 		return;
 	out[0] = (uint32_t)q1;
 	out[1] = (uint32_t)p1;
-	out[2] = CPU_LAPIC_HZ;
+	out[2] = hz;
 }
 
 static void leaf_basic(const struct cpu_model *m, const struct cpu_state *s, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
@@ -229,7 +235,7 @@ static void leaf_hypervisor(const struct cpu_model *m, uint32_t leaf, uint32_t o
 		break;
 	case LEAF_HYPERVISOR_TIMING:
 		out[0] = (uint32_t)m->tsc_khz;
-		out[1] = CPU_LAPIC_HZ / 1000;
+		out[1] = lapic_hz(m) / 1000;
 		break;
 	case LEAF_KVM:
 		out[0] = LEAF_KVM_FEATURES;

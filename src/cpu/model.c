@@ -162,6 +162,11 @@ static int parse_spec(const char *spec, struct cpu_model *m, struct error *err)
 
 int cpu_model_create(const char *spec, unsigned cpu_count, struct cpu_model *m, struct error *err)
 {
+	return cpu_model_create_at(spec, cpu_count, 0, m, err);
+}
+
+int cpu_model_create_at(const char *spec, unsigned cpu_count, uint64_t tsc_khz, struct cpu_model *m, struct error *err)
+{
 	uint32_t a, b, c, d;
 	int rc;
 
@@ -195,7 +200,8 @@ int cpu_model_create(const char *spec, unsigned cpu_count, struct cpu_model *m, 
 	}
 	for (uint32_t i = 0; i < 3; i++)
 		__cpuid(0x80000002u + i, m->brand[4 * i], m->brand[4 * i + 1], m->brand[4 * i + 2], m->brand[4 * i + 3]);
-	m->tsc_khz = measure_tsc_khz();
+	m->tsc_khz = tsc_khz ? tsc_khz : measure_tsc_khz();
+	m->lapic_tick_ns = CPU_LAPIC_TICK_NS;
 	m->clock_tsc = __rdtsc();
 	return 0;
 }

@@ -392,6 +392,10 @@ static enum vcpu_exit_kind idle(struct engine *e, bool *again)
 	*again = true;
 	if (cpu->activity == CPU_SHUTDOWN)
 		return e->failed ? VCPU_EXIT_ERROR : VCPU_EXIT_SHUTDOWN;
+	if (e->retire_limit && e->retired >= e->retire_limit) {
+		*again = false;
+		return VCPU_EXIT_NONE;
+	}
 	if (!engine_events_pending(e)) {
 		uint64_t deadline = cpu->activity == CPU_HALTED ? lapic_next_deadline(e) : 0;
 
@@ -535,11 +539,26 @@ static bool recover(struct engine *e)
 	return deliver(e, e->fault_vector, DELIVER_FAULT, e->fault_has_error, e->fault_error);
 }
 
+/* What another backend had accepted for the guest when its state was taken. False: triple fault. */
+static bool take_accepted(struct engine *e)
+{
+	struct cpu_state *cpu = e->cpu;
+	uint8_t kind = cpu->event;
+
+	cpu->event = CPU_EVENT_NONE;
+	if (kind == CPU_EVENT_NONE)
+		return true;
+	return deliver(e, cpu->event_vector, kind == CPU_EVENT_EXCEPTION ? DELIVER_FAULT : DELIVER_INTERRUPT,
+		kind == CPU_EVENT_EXCEPTION && cpu->event_has_error, cpu->event_error);
+}
+
 enum vcpu_exit_kind engine_run(struct engine *e, uint64_t max_instructions)
 {
 	enum vcpu_exit_kind kind;
 
 	e->retire_limit = max_instructions ? e->retired + max_instructions : 0;
+	if (!take_accepted(e))
+		return VCPU_EXIT_SHUTDOWN;
 	do {
 		if (sigsetjmp(e->fault_jump, 0))
 			kind = recover(e) ? VCPU_EXIT_KINDS : VCPU_EXIT_SHUTDOWN;

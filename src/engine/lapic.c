@@ -49,7 +49,6 @@ enum { MODE_FIXED = 0, MODE_LOWEST = 1, MODE_SMI = 2, MODE_NMI = 4, MODE_INIT = 
 #define ICR_VALID 0x000ccfffu /* vector, mode, destination mode, level, trigger, shorthand */
 
 #define VERSION 0x00050014u /* 6 LVT entries, integrated APIC */
-#define TICK_NS (1000000000u / CPU_LAPIC_HZ)
 
 enum reg {
 	REG_ID = 0x02, REG_VERSION = 0x03, REG_TPR = 0x08, REG_APR = 0x09, REG_PPR = 0x0a, REG_EOI = 0x0b, REG_RRD = 0x0c,
@@ -173,16 +172,17 @@ static uint32_t timer_mode(const struct lapic_state *l)
 }
 
 /* Nanoseconds of one count. Divide configuration: bits 3, 1, 0 are log2 − 1, 7 is 1. */
-static uint64_t tick_ns(const struct lapic_state *l)
+static uint64_t tick_ns(struct engine *e)
 {
-	uint32_t code = (l->timer_divide & 3) | (l->timer_divide >> 1 & 4);
+	const struct lapic_state *l = state_of(e);
+	uint32_t code = (l->timer_divide & 3) | (l->timer_divide >> 1 & 4), tick = e->block->model.lapic_tick_ns;
 
-	return (uint64_t)TICK_NS << ((code + 1) & 7);
+	return (uint64_t)(tick ? tick : CPU_LAPIC_TICK_NS) << ((code + 1) & 7);
 }
 
-static uint64_t period_ns(const struct lapic_state *l)
+static uint64_t period_ns(struct engine *e)
 {
-	return (uint64_t)l->timer_initial * tick_ns(l);
+	return (uint64_t)state_of(e)->timer_initial * tick_ns(e);
 }
 
 /* Brings the count-down up to date; fires what has expired. */
@@ -200,7 +200,7 @@ static void timer_update(struct engine *e)
 	}
 	if (!l->timer_start_ns)
 		return;
-	period = period_ns(l);
+	period = period_ns(e);
 	now = now_ns();
 	elapsed = now > l->timer_start_ns ? now - l->timer_start_ns : 0;
 	if (!period || elapsed < period)
@@ -217,7 +217,7 @@ uint64_t lapic_next_deadline(struct engine *e)
 	if (l->lvt[LVT_TIMER] & LVT_MASKED)
 		return 0;
 	if (timer_mode(l) != TIMER_TSC_DEADLINE)
-		return l->timer_start_ns ? l->timer_start_ns + period_ns(l) : 0;
+		return l->timer_start_ns ? l->timer_start_ns + period_ns(e) : 0;
 	if (!l->tsc_deadline)
 		return 0;
 	tsc = engine_guest_tsc(e);
@@ -244,7 +244,7 @@ static uint32_t timer_current(struct engine *e)
 	if (!l->timer_start_ns || timer_mode(l) == TIMER_TSC_DEADLINE)
 		return 0;
 	now = now_ns();
-	ticks = now > l->timer_start_ns ? (now - l->timer_start_ns) / tick_ns(l) : 0;
+	ticks = now > l->timer_start_ns ? (now - l->timer_start_ns) / tick_ns(e) : 0;
 	return ticks < l->timer_initial ? l->timer_initial - (uint32_t)ticks : 0;
 }
 
@@ -283,7 +283,7 @@ static void write_timer_divide(struct engine *e, uint32_t value)
 
 	l->timer_divide = value & 0xb;
 	if (l->timer_start_ns)
-		l->timer_start_ns = now_ns() - (uint64_t)(l->timer_initial - left) * tick_ns(l);
+		l->timer_start_ns = now_ns() - (uint64_t)(l->timer_initial - left) * tick_ns(e);
 	timer_arm(e);
 }
 
@@ -372,7 +372,7 @@ static void write_spurious(struct engine *e, uint32_t value)
 {
 	struct lapic_state *l = state_of(e);
 
-	l->spurious = value & 0x3ff;
+	l->spurious = value & 0x13ff;
 	if (value & SVR_ENABLE) {
 		e->attention = true;
 		return;
@@ -615,7 +615,7 @@ static bool x2apic_write(struct engine *e, unsigned reg, uint64_t value)
 			return false;
 		break;
 	case REG_SVR:
-		if (low & ~0x3ffu)
+		if (low & ~0x13ffu)
 			return false;
 		break;
 	case REG_TIMER_DIVIDE:

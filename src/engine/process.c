@@ -361,7 +361,7 @@ static void run_turns(struct vcpu_process *p)
 		wait_turn(p);
 		/* Between two runs anything may have been set from outside. */
 		engine_state_changed(p->engine);
-		kind = engine_run(p->engine, 0);
+		kind = engine_run(p->engine, p->block->limit);
 		p->block->exit.kind = kind;
 		p->block->stats.exits[kind]++;
 		give_turn(p->block);

@@ -21,6 +21,7 @@
 #include "vmm/host_disk.h"
 #include "vmm/host_net.h"
 #include "vmm/irqchip.h"
+#include "vmm/kvm.h"
 #include "vmm/mem.h"
 #include "vmm/pci.h"
 #include "vmm/soft.h"
@@ -71,14 +72,20 @@ static void apic_deliver(void *ctx, const struct apic_message *msg)
 {
 	struct machine *m = ctx;
 
-	soft_deliver(m->soft, msg->dest, msg->logical, msg->delivery_mode, msg->vector, msg->level);
+	if (m->kvm)
+		kvm_deliver(m->kvm, msg->dest, msg->logical, msg->delivery_mode, msg->vector, msg->level);
+	else
+		soft_deliver(m->soft, msg->dest, msg->logical, msg->delivery_mode, msg->vector, msg->level);
 }
 
+/* The software backend hears of what follows also when its vcpus only help KVM's. */
 static void apic_extint(void *ctx, bool level)
 {
 	struct machine *m = ctx;
 
 	soft_set_extint(m->soft, level);
+	if (m->kvm)
+		kvm_set_extint(m->kvm, level);
 }
 
 static void apic_eoi_vectors(void *ctx, const uint64_t bitmap[4])
@@ -86,6 +93,8 @@ static void apic_eoi_vectors(void *ctx, const uint64_t bitmap[4])
 	struct machine *m = ctx;
 
 	soft_set_eoi_exit(m->soft, bitmap);
+	if (m->kvm)
+		kvm_set_eoi_exit(m->kvm, bitmap);
 }
 
 /* No free slot: the reads come as bus accesses, which give the same. */
@@ -166,8 +175,11 @@ static void notify_changed(void *ctx)
 		int count = virtio_pci_notify_list(m->virtio[i], list, VIRTIO_QUEUES_MAX);
 
 		/* No free slot: the write comes as a bus access, which does the same. */
-		for (int j = 0; j < count; j++)
+		for (int j = 0; j < count; j++) {
 			soft_set_notify(m->soft, list[j].eventfd, list[j].gpa, 0);
+			if (m->kvm)
+				kvm_set_notify(m->kvm, list[j].eventfd, list[j].gpa, 0);
+		}
 	}
 }
 
@@ -270,6 +282,9 @@ static void posted_ports(struct machine *m)
 
 	for (unsigned i = 0; i < sizeof(ports) / sizeof(ports[0]) && !m->config->trace; i++)
 		soft_set_posted_pio(m->soft, ports[i]);
+	/* Not the serial ports: KVM keeps a write until the next exit, which may be long. */
+	for (unsigned i = 2; i < sizeof(ports) / sizeof(ports[0]) && !m->config->trace && m->kvm && m->config->cpus == 1; i++)
+		kvm_set_posted_pio(m->kvm, ports[i]);
 }
 
 int machine_devices_create(struct machine *m, struct error *err)

@@ -19,6 +19,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/irqchip.h"
+#include "vmm/kvm.h"
 #include "vmm/log.h"
 #include "vmm/mem.h"
 #include "vmm/soft.h"
@@ -50,7 +51,10 @@ static void host_ipi(void *ctx, unsigned from, uint32_t dest, uint32_t icr_low)
 {
 	struct machine *m = ctx;
 
-	soft_ipi(m->soft, from, dest, icr_low);
+	if (m->kvm)
+		kvm_ipi(m->kvm, from, dest, icr_low);
+	else
+		soft_ipi(m->soft, from, dest, icr_low);
 }
 
 static void host_stopped(void *ctx, unsigned index, const struct vcpu_exit *exit, const struct cpu_state *state)
@@ -72,7 +76,8 @@ static void host_stopped(void *ctx, unsigned index, const struct vcpu_exit *exit
 	else if (exit->kind == VCPU_EXIT_DIED)
 		machine_stop(m, MACHINE_INTERNAL_ERROR, 0, "The process of vcpu %u died: %.300s.", index, cause);
 	else
-		machine_stop(m, MACHINE_INTERNAL_ERROR, 0, "The software CPU of vcpu %u cannot go on: %.300s.", index, cause);
+		machine_stop(m, MACHINE_INTERNAL_ERROR, 0, "%s vcpu %u cannot go on: %.300s.",
+			m->kvm ? "KVM's" : "The software CPU of", index, cause);
 }
 
 void machine_stop(struct machine *m, enum machine_reason reason, int status, const char *format, ...)
@@ -116,13 +121,60 @@ static int trace_open(struct machine *m, struct error *err)
 	return 0;
 }
 
-static int backend_check(const struct machine_config *config, struct error *err)
+/* KVM, if it was asked for or if it is there and good for an unmodified guest. */
+static int backend_choose(struct machine *m, bool *kvm, struct error *err)
 {
-	if (config->backend == MACHINE_BACKEND_KVM)
-		return error_set(err, -ENOTSUP, "The KVM backend does not exist in this version; use --backend=soft.");
-	if (config->cpus != 1)
+	const struct machine_config *config = m->config;
+	struct kvm_host_info info;
+
+	*kvm = config->backend == MACHINE_BACKEND_KVM;
+	if (config->backend == MACHINE_BACKEND_AUTO) {
+		kvm_host_probe(&info);
+		*kvm = info.able;
+		if (info.able)
+			log_message(LOG_INFO, "backend kvm: memory is virtualised by %s", info.memory);
+		else
+			log_message(LOG_INFO, "backend soft: %s",
+				info.pvm ? "KVM here is kvm_pvm, which runs an unmodified kernel badly" : info.state);
+	}
+	if (!*kvm && config->cpus != 1)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
+	if (!*kvm && config->cpu_host)
+		return error_set(err, -ENOTSUP, "--cpu host needs KVM; the software backend has --cpu common.");
 	return 0;
+}
+
+static int helper_create(void *ctx, unsigned index, const struct vcpu_backend **ops, void **self, struct error *err)
+{
+	struct machine *m = ctx;
+	struct cpu_model model = m->model;
+	int rc;
+
+	model.apic_id = index;
+	rc = soft_vcpu_create(m->soft, index, &model, VCPU_ENGINE_INTERP, 0, &m->helpers[index], err);
+	*ops = &soft_vcpu_ops;
+	*self = m->helpers[index];
+	return rc;
+}
+
+static void helper_deliver(void *ctx, uint32_t dest, bool logical, uint8_t delivery_mode, uint8_t vector, bool level)
+{
+	struct machine *m = ctx;
+
+	soft_deliver(m->soft, dest, logical, delivery_mode, vector, level);
+}
+
+static int backend_create(struct machine *m, struct error *err)
+{
+	const struct kvm_config config = {.mem = m->mem, .cpus = m->config->cpus, .host_cpu = m->config->cpu_host,
+		.helper = helper_create, .helper_deliver = helper_deliver, .ctx = m,
+		.move_every = m->config->move_every, .move_length = m->config->move_length};
+	bool kvm;
+	int rc = backend_choose(m, &kvm, err);
+
+	if (!rc && kvm)
+		rc = kvm_vm_create(&config, &m->kvm, err);
+	return rc ? rc : soft_vm_create(m->mem, m->loop, NULL, &m->soft, err);
 }
 
 static enum vcpu_engine engine_of(enum machine_engine engine)
@@ -143,20 +195,27 @@ static int vcpus_create(struct machine *m, struct error *err)
 {
 	const struct vcpu_host host = {
 		.bus = m->bus, .intack = host_intack, .eoi = host_eoi, .ipi = host_ipi, .stopped = host_stopped, .ctx = m};
+	const struct vcpu_backend *ops = m->kvm ? &kvm_vcpu_ops : &soft_vcpu_ops;
 	enum vcpu_engine engine = engine_of(m->config->engine);
-	int rc = cpu_model_create(m->config->smap ? "common,+smap" : "common", m->config->cpus, &m->model, err);
+	int rc = cpu_model_create_at(m->config->smap ? "common,+smap" : "common", m->config->cpus,
+		m->kvm ? kvm_tsc_khz(m->kvm) : 0, &m->model, err);
 
+	if (!rc && m->kvm)
+		kvm_fit_model(m->kvm, &m->model);
 	for (unsigned i = 0; i < m->config->cpus && !rc; i++) {
 		struct cpu_model model = m->model;
 		void *self;
 
 		model.apic_id = i;
-		rc = soft_vcpu_create(m->soft, i, &model, engine, 0, &self, err);
+		if (m->kvm)
+			rc = kvm_vcpu_create(m->kvm, i, &model, &self, err);
+		else
+			rc = soft_vcpu_create(m->soft, i, &model, engine, 0, &self, err);
 		if (rc)
 			break;
-		rc = vcpu_create(i, &soft_vcpu_ops, self, &host, &m->vcpus[i], err);
+		rc = vcpu_create(i, ops, self, &host, &m->vcpus[i], err);
 		if (rc)
-			soft_vcpu_ops.destroy(self);
+			ops->destroy(self);
 		else
 			m->vcpu_count++;
 	}
@@ -168,19 +227,18 @@ static void vcpus_set_initial(struct machine *m)
 	struct cpu_state waiting;
 
 	cpu_reset(&waiting, false);
+	if (m->kvm)
+		kvm_vm_reset(m->kvm);
 	for (unsigned i = 0; i < m->vcpu_count; i++)
 		vcpu_set_state(m->vcpus[i], i ? &waiting : &m->initial);
 }
 
 int machine_create(const struct machine_config *config, struct machine **machine, struct error *err)
 {
-	struct machine *m;
-	int rc = backend_check(config, err);
+	struct machine *m = calloc(1, sizeof(*m));
+	int rc;
 
 	*machine = NULL;
-	if (rc)
-		return rc;
-	m = calloc(1, sizeof(*m));
 	if (!m)
 		return error_set(err, -ENOMEM, "The host is out of memory.");
 	m->config = config;
@@ -197,7 +255,7 @@ int machine_create(const struct machine_config *config, struct machine **machine
 	if (!rc)
 		rc = bus_create(&m->device_lock, &m->bus, err);
 	if (!rc)
-		rc = soft_vm_create(m->mem, m->loop, NULL, &m->soft, err);
+		rc = backend_create(m, err);
 	if (!rc) {
 		pthread_mutex_lock(&m->device_lock);
 		rc = machine_devices_create(m, err);
@@ -224,11 +282,16 @@ void machine_destroy(struct machine *m)
 		return;
 	for (unsigned i = 0; i < m->vcpu_count; i++)
 		vcpu_destroy(m->vcpus[i]);
+	for (unsigned i = 0; i < MACHINE_CPU_MAX; i++)
+		if (m->helpers[i])
+			soft_vcpu_ops.destroy(m->helpers[i]);
 	if (m->loop) {
 		pthread_mutex_lock(&m->device_lock);
 		machine_devices_destroy(m);
 		pthread_mutex_unlock(&m->device_lock);
 	}
+	if (m->kvm)
+		kvm_vm_destroy(m->kvm);
 	if (m->soft)
 		soft_vm_destroy(m->soft);
 	if (m->bus)

@@ -18,7 +18,9 @@ struct machine {
 	struct worker_pool *pool;
 	struct guest_mem *mem;
 	struct bus *bus;
-	struct soft_vm *soft;
+	struct kvm_vm *kvm;   /* NULL: the software backend */
+	struct soft_vm *soft; /* with KVM: for the helpers */
+	void *helpers[MACHINE_CPU_MAX]; /* software vcpus that help KVM; each by its vcpu's thread */
 	struct irqchip *irqchip;
 	struct pit *pit;
 	struct rtc *rtc;

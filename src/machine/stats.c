@@ -5,6 +5,7 @@
 #include "machine_internal.h"
 #include "vmm/bus.h"
 #include "vmm/error.h"
+#include "vmm/kvm.h"
 #include "vmm/soft.h"
 #include "vmm/stats.h"
 #include "vmm/vcpu.h"
@@ -36,7 +37,8 @@ static const char *reason_name(enum machine_reason reason)
 
 static void write_vcpu(struct machine *m, unsigned index, struct json_writer *w)
 {
-	const struct engine_stats *stats = soft_vcpu_stats(m->soft, index);
+	const struct engine_stats *stats = soft_vcpu_stats(m->soft, index); /* KVM: of the helper, if there was one */
+	const struct kvm_stats *kvm = m->kvm ? kvm_vcpu_stats(m->kvm, index) : NULL;
 	const uint64_t *exits = vcpu_exit_counts(m->vcpus[index]);
 
 	json_begin_object(w);
@@ -45,12 +47,22 @@ static void write_vcpu(struct machine *m, unsigned index, struct json_writer *w)
 	for (unsigned i = 1; i < VCPU_EXIT_KINDS; i++)
 		json_member_u64(w, exit_names[i], exits[i]);
 	json_end_object(w);
-	json_key(w, "engine");
-	json_begin_object(w);
-#define X(name, text) json_member_u64(w, #name, stats->name);
-	ENGINE_STATS(X)
+	if (kvm) {
+		json_key(w, "kvm");
+		json_begin_object(w);
+#define X(name, text) json_member_u64(w, #name, kvm->name);
+		KVM_STATS(X)
 #undef X
-	json_end_object(w);
+		json_end_object(w);
+	}
+	if (stats) {
+		json_key(w, "engine");
+		json_begin_object(w);
+#define X(name, text) json_member_u64(w, #name, stats->name);
+		ENGINE_STATS(X)
+#undef X
+		json_end_object(w);
+	}
 	json_end_object(w);
 }
 
@@ -66,8 +78,16 @@ int machine_write_stats(struct machine *m, const struct machine_result *result, 
 	json_init(&w, file);
 	json_begin_object(&w);
 	json_member_string(&w, "version", VMM_VERSION);
-	json_member_string(&w, "backend", "soft");
-	json_member_string(&w, "engine", engine_names[m->config->engine]);
+	json_member_string(&w, "backend", m->kvm ? "kvm" : "soft");
+	if (m->kvm) {
+		struct kvm_host_info info;
+
+		kvm_host_probe(&info);
+		json_member_string(&w, "module", info.module);
+		json_member_string(&w, "memory_virtualisation", info.memory);
+	} else {
+		json_member_string(&w, "engine", engine_names[m->config->engine]);
+	}
 	json_member_string(&w, "end", reason_name(result->reason));
 	json_key(&w, "seconds");
 	json_double(&w, (double)(m->ended_ns - m->started_ns) / 1e9);

@@ -123,6 +123,7 @@ static bool exit_is_valid(const struct vcpu_exit *x)
 		return x->data <= 0xff;
 	case VCPU_EXIT_IPI:
 		return x->data <= 0xffffffffu && x->addr <= 0xffffffffu;
+	case VCPU_EXIT_NONE:
 	case VCPU_EXIT_INTACK:
 	case VCPU_EXIT_KICKED:
 	case VCPU_EXIT_SHUTDOWN:
@@ -203,6 +204,39 @@ static void soft_set_state(void *self, const struct cpu_state *state)
 	struct soft_vcpu *v = self;
 
 	memcpy(&v->block->cpu, state, sizeof(*state));
+}
+
+/* What is posted but not taken belongs to the state, too. */
+static void soft_get_lapic(void *self, struct lapic_state *lapic)
+{
+	struct soft_vcpu *v = self;
+	struct vcpu_block *b = v->block;
+
+	memcpy(lapic, &b->lapic, sizeof(*lapic));
+	for (unsigned i = 0; i < 4; i++) {
+		uint64_t irr = atomic_exchange(&b->posted_irr[i], 0);
+		uint64_t tmr = atomic_fetch_and(&b->posted_tmr[i], ~irr) & irr;
+
+		lapic->irr[i] |= irr;
+		lapic->tmr[i] = (lapic->tmr[i] & ~irr) | tmr;
+	}
+	memcpy(&b->lapic, lapic, sizeof(*lapic));
+}
+
+static void soft_set_lapic(void *self, const struct lapic_state *lapic)
+{
+	struct soft_vcpu *v = self;
+
+	memcpy(&v->block->lapic, lapic, sizeof(*lapic));
+	/* Looks at its timer. */
+	atomic_fetch_or(&v->block->events, VCPU_EVENT_TIMER);
+}
+
+static void soft_set_limit(void *self, uint64_t instructions)
+{
+	struct soft_vcpu *v = self;
+
+	v->block->limit = instructions;
 }
 
 static void soft_vcpu_destroy(void *self)
@@ -293,4 +327,7 @@ const struct vcpu_backend soft_vcpu_ops = {
 	.set_state = soft_set_state,
 	.destroy = soft_vcpu_destroy,
 	.abandon = soft_abandon,
+	.get_lapic = soft_get_lapic,
+	.set_lapic = soft_set_lapic,
+	.set_limit = soft_set_limit,
 };

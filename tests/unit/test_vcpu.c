@@ -55,7 +55,8 @@ static void fake_destroy(void *self)
 	destroyed++;
 }
 
-static const struct vcpu_backend ops = { "fake", fake_run, fake_kick, fake_get, fake_set, fake_destroy, NULL };
+static const struct vcpu_backend ops = { .name = "fake", .run = fake_run, .kick = fake_kick, .get_state = fake_get,
+	.set_state = fake_set, .destroy = fake_destroy };
 
 static int intack(void *ctx)
 {

@@ -1,0 +1,112 @@
+/* The KVM backend's own structures. */
+#ifndef KVM_VM_H
+#define KVM_VM_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "vmm/bus.h"
+#include "vmm/cpu_lapic.h"
+#include "vmm/kvm.h"
+
+#define KVM_NOTIFY_MAX 256
+#define KVM_MSR_MAX 64
+#define KVM_MEMSLOTS RAM_RANGE_MAX
+
+struct kvm_vcpu;
+
+struct kvm_notify {
+	int eventfd;
+	uint64_t gpa; /* 0: not registered */
+};
+
+struct kvm_vm {
+	/* Set at create. */
+	struct kvm_config config;
+	int kvm_fd, vm_fd;
+	size_t run_size;
+	bool has_sregs2, has_xsave2, has_tsc_offset, has_readonly, has_triple_fault, has_payload;
+	uint32_t xsave_size;	/* of KVM_GET_XSAVE2 */
+	uint32_t lapic_tick_ns; /* KVM's own, or what it was set to */
+	uint64_t tsc_khz;
+	struct kvm_cpuid2 *supported; /* KVM_GET_SUPPORTED_CPUID */
+	struct cpu_model model;	      /* by kvm_fit_model() */
+	unsigned coalesced_page;      /* of the run area, 0: none */
+
+	/* Set before the vcpus run; read by any thread. */
+	struct kvm_vcpu *_Atomic vcpus[VCPU_MAX];
+	_Atomic unsigned vcpu_count; /* highest index + 1 */
+	_Atomic bool extint;	     /* the PIC's INTR */
+
+	/* Vcpus stopped. */
+	struct ram_range slots[KVM_MEMSLOTS]; /* as KVM knows them */
+
+	/* Under lock. */
+	pthread_mutex_t lock; /* innermost: only ioctls and helper_deliver() are called with it held */
+	struct kvm_notify notify[KVM_NOTIFY_MAX];
+	unsigned notify_count;
+};
+
+/* What the exit that run() returned waits for, to be given back at the next run(). */
+enum kvm_expect { EXPECT_NOTHING, EXPECT_PIO, EXPECT_MMIO, EXPECT_INTACK };
+
+struct kvm_vcpu {
+	/* Set at create. */
+	struct kvm_vm *vm;
+	unsigned index;
+	int fd;
+	struct kvm_run *run;
+	struct cpu_model model;
+	const struct vcpu_backend *helper_ops; /* NULL: none yet */
+	void *helper;
+
+	/* Any thread. */
+	_Atomic bool kicked;
+	_Atomic bool away;	 /* the state is with the helper */
+	_Atomic bool takes_messages; /* … and interrupt messages go there, too */
+	_Atomic bool has_thread; /* thread is valid */
+	pthread_t thread;
+
+	/* Vcpu thread. */
+	enum kvm_expect expect;
+	unsigned element, elements; /* of a string or odd-sized access that is served in parts */
+	int extint_vector;	    /* given to KVM and perhaps not delivered yet; −1 none */
+	bool failed;		    /* failure[] says what */
+	char failure[256];
+	uint64_t move_countdown, random;
+	bool held;		    /* an exit has been taken from KVM and not been returned: coalesced writes come first */
+	struct lapic_state helper_lapic; /* as the helper got it */
+	uint64_t helper_pv_time;
+	struct kvm_stats stats;
+};
+
+/* vm.c */
+int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
+#define kvm_ioctl_ptr(fd, request, pointer) kvm_ioctl((fd), (request), (unsigned long)(uintptr_t)(pointer))
+
+/* host.c: the capabilities that are needed and that this VM's KVM has not, by name. */
+void kvm_host_missing(int vm, char *text, size_t size);
+
+/* vcpu.c: makes the thread look at what has changed. Any thread. */
+void kvm_poke(struct kvm_vcpu *v);
+
+/* cpuid.c */
+int kvm_set_cpuid(struct kvm_vcpu *v, struct error *err);
+
+/* state.c: the canonical state to and from KVM. Not while KVM_RUN runs, no access half done. 0 or -errno, failure[] set. */
+int kvm_state_get(struct kvm_vcpu *v, struct cpu_state *state);
+int kvm_state_set(struct kvm_vcpu *v, const struct cpu_state *state);
+int kvm_fail(struct kvm_vcpu *v, const char *what);
+
+/* lapic.c */
+int kvm_lapic_get(struct kvm_vcpu *v, struct lapic_state *lapic);
+int kvm_lapic_set(struct kvm_vcpu *v, const struct lapic_state *lapic);
+
+/* assist.c: the helper. */
+/* Hands the state over; run() then runs the helper until its limit. 0 or -errno. */
+int kvm_assist_begin(struct kvm_vcpu *v, uint64_t instructions);
+/* One run of the helper. True: *x is an exit to serve; false: the state is back with KVM. */
+bool kvm_assist_run(struct kvm_vcpu *v, struct vcpu_exit *x);
+
+#endif
