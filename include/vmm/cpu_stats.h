@@ -60,11 +60,13 @@
 	X(shadow_attach_misses, "shadow: slots begun empty") \
 	X(answered_reads, "reads of device registers answered without an exit") \
 	X(blocks_translated, "translator: blocks translated") \
+	X(regions_translated, "translator: hot blocks translated again, with what follows them") \
 	X(code_resets, "translator: times that all code was forgotten") \
 	X(code_entries, "translator: entries into translated code") \
 	X(exits_chain, "translator: exits to code that was not chained or not translated") \
 	X(exits_interp, "translator: exits for an instruction of the interpreter") \
 	X(exits_target, "translator: jump cache misses") \
+	X(exits_miss, "translator: operands in another slot than was foreseen") \
 	X(jumps_forgotten, "translator: times that the supervisor's jump cache was emptied") \
 	X(exits_vector, "translator: loads of the vector state") \
 	X(exits_poll, "translator: exits for an event") \

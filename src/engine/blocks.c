@@ -41,6 +41,7 @@ int blocks_create(struct engine *e)
 	c->insns = take_memory(INSNS_MAX * sizeof(*c->insns));
 	c->hash = take_memory(HASH_SIZE * sizeof(*c->hash));
 	c->pages = take_memory((c->page_count + 1) * sizeof(*c->pages));
+	c->insn_max = INSNS_MAX;
 	c->news_seen = atomic_load(&e->shared->code_head);
 	if (!c->blocks || !c->insns || !c->hash || !c->pages)
 		return -ENOMEM;
@@ -264,6 +265,35 @@ static void mark_code(struct engine *e, uint64_t page)
 	}
 }
 
+struct block *blocks_cached(struct engine *e, uint64_t key)
+{
+	struct block_cache *c = e->blocks;
+
+	for (uint32_t id = c->hash[hash_of(key)]; id; id = c->blocks[id - 1].next_in_hash)
+		if (c->blocks[id - 1].key == key)
+			return &c->blocks[id - 1];
+	return NULL;
+}
+
+const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at)
+{
+	struct block_cache *c = e->blocks;
+	uint32_t id = *at ? c->blocks[*at - 1].next_in_page : c->pages[offset >> 12].first;
+
+	for (; id; id = c->blocks[id - 1].next_in_page) {
+		const struct block *b = &c->blocks[id - 1];
+		uint64_t insn = b->key >> 2;
+
+		for (unsigned n = 0; n < b->count && insn <= offset; insn += b->insns[n++].length) {
+			if (insn == offset) {
+				*at = id;
+				return &b->insns[n];
+			}
+		}
+	}
+	return NULL;
+}
+
 static struct block *decode_block(struct engine *e, uint64_t offset)
 {
 	struct block_cache *c = e->blocks;
@@ -298,6 +328,7 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 	b->key = offset << 2 | e->mode;
 	b->tb[0] = b->tb[1] = 0;
 	b->heat = 0;
+	b->hot = 0;
 	b->insns = insns;
 	b->count = (uint16_t)count;
 	b->bytes = (uint16_t)bytes;
@@ -394,7 +425,7 @@ static struct block *limit_block(struct engine *e, struct block *b, uint64_t rip
 struct block *blocks_lookup(struct engine *e, uint64_t linear)
 {
 	struct block_cache *c = e->blocks;
-	struct block *b = NULL;
+	struct block *b;
 	struct tlb_entry *t;
 	uint64_t rip = linear, key, offset;
 
@@ -415,12 +446,7 @@ struct block *blocks_lookup(struct engine *e, uint64_t linear)
 		offset = (uint64_t)(hva - e->ram) + (linear & 0xfff);
 	}
 	key = offset << 2 | e->mode;
-	for (uint32_t id = c->hash[hash_of(key)]; id; id = c->blocks[id - 1].next_in_hash) {
-		if (c->blocks[id - 1].key == key) {
-			b = &c->blocks[id - 1];
-			break;
-		}
-	}
+	b = blocks_cached(e, key);
 	if (!b)
 		b = decode_block(e, offset);
 	if (!b)

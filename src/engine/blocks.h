@@ -13,8 +13,10 @@ struct block {
 	uint16_t bytes;
 	uint32_t tb[2];	       /* translated, by enum shadow_view: index + 1 */
 	uint16_t heat;	       /* how often it was interpreted, saturating; BLOCK_HEAT_NEVER: begins with what is not translated */
+	uint8_t hot;	       /* how often it was translated together with what follows it; BLOCK_HOT_WANTED */
 };
 #define BLOCK_HEAT_NEVER 0xffff
+#define BLOCK_HOT_WANTED 0x80
 #define BLOCK_DEAD ~0ull
 
 #define JUMP_BITS 12
@@ -52,7 +54,7 @@ struct block_cache {
 	uint32_t *hash;
 	struct block_page *pages;
 	uint64_t page_count;
-	uint32_t blocks_used, insns_used;
+	uint32_t blocks_used, insns_used, insn_max;
 	uint32_t news_seen; /* of vm_shared.code_head */
 	struct block single; /* an instruction that may not be cached */
 	struct insn single_insn;
@@ -60,6 +62,12 @@ struct block_cache {
 };
 
 int blocks_create(struct engine *e);
+/* The block with this key if it is decoded, else NULL. */
+struct block *blocks_cached(struct engine *e, uint64_t key);
+/*
+ * The next decoded instruction at the offset in the memfd, of a block behind *at (0: from the first one); NULL: there is no more.
+ */
+const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at);
 /* From now on writes to the bytes of the instruction drop its code. False: they have changed already. */
 bool blocks_watch_crossing(struct engine *e, struct crossing *x);
 void blocks_destroy(struct engine *e);

@@ -56,10 +56,15 @@ int translator_create(struct engine *e)
 	t->map = take_low(MAP_MAX * sizeof(*t->map), PROT_READ | PROT_WRITE);
 	if (!t->poll || !t->tbs || !t->sites || !t->map || mprotect(t->poll, 4096, PROT_READ))
 		return -ENOMEM;
+	t->pool = take_low(sizeof(*t->pool), PROT_READ | PROT_WRITE);
+	t->seen = take_low(e->blocks->insn_max * sizeof(*t->seen), PROT_READ | PROT_WRITE);
+	if (!t->pool || !t->seen)
+		return -ENOMEM;
 	error = take_code(t);
 	if (error)
 		return error;
 	t->heat = HEAT;
+	t->hot_after = HOT;
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.high_mask = ~0ull << 39;
 	translator_set_masks(t);
@@ -84,6 +89,8 @@ void translator_destroy(struct engine *e)
 	release(t->tbs, TB_MAX * sizeof(*t->tbs));
 	release(t->sites, SITE_MAX * sizeof(*t->sites));
 	release(t->map, MAP_MAX * sizeof(*t->map));
+	release(t->pool, sizeof(*t->pool));
+	release(t->seen, e->blocks->insn_max * sizeof(*t->seen));
 	release(t->write, CODE_SIZE);
 	release(t->execute, CODE_SIZE);
 	munmap(t, sizeof(*t));

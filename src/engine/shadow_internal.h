@@ -24,14 +24,14 @@
 #include "engine/shadow.h"
 
 #define SLOT_SIZE (1ull << 39)
-#define REGION_GUARD (8ull << 30)
+#define REGION_GUARD (48ull << 30)
 #define REGION_STRIDE (SLOT_SIZE + REGION_GUARD)
 #if defined(__SANITIZE_ADDRESS__)
 #define ARENA_BASE 0x200000000000ull /* above the sanitizer's shadow */
 #define REGIONS 64
 #else
 #define ARENA_BASE 0x010000000000ull
-#define REGIONS 140
+#define REGIONS 126
 #endif
 #define POISON_REGION REGIONS
 #define ARENA_SIZE ((REGIONS + 1) * REGION_STRIDE + REGION_GUARD)

@@ -36,7 +36,7 @@ void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site)
 		x->failed = true;
 		return;
 	}
-	x->stubs[x->stub_count++] = (struct tx_stub){.from = from, .kind = kind, .site = site};
+	x->pool->stubs[x->stub_count++] = (struct tx_stub){.from = from, .kind = kind, .site = site};
 }
 
 void tx_map(struct tx *x, int offset, bool poll)
@@ -53,9 +53,12 @@ void tx_map(struct tx *x, int offset, bool poll)
 
 void tx_clobber(struct tx *x, unsigned scratch)
 {
-	for (int s = 0; s < 2; s++)
-		if (scratch & SCRATCH(S1 + s))
+	for (int s = 0; s < 2; s++) {
+		if (scratch & SCRATCH(S1 + s)) {
 			x->holds[s] = -1;
+			x->facts.delta[s] = NO_SLOT;
+		}
+	}
 }
 
 void tx_interp(struct tx *x, int offset)
@@ -77,14 +80,23 @@ void tx_poll(struct tx *x, int scratch)
 
 void tx_branch(struct tx *x, int cc, int offset)
 {
-	bool backward = offset <= x->insn[x->n].offset;
+	int from_offset = x->insn[x->n].offset, block = region_find(x, offset);
+	bool backward = offset <= from_offset;
 	uint8_t *from;
 
+	if (block >= 0) {
+		if (backward) {
+			tx_map(x, cc >= 0 ? from_offset : offset, true);
+			tx_poll(x, S1);
+		}
+		region_go(x, (unsigned)block, cc >= 0 ? emit_jcc(&x->m, (unsigned)cc) : NULL);
+		return;
+	}
 	if (cc >= 0) {
 		from = emit_jcc(&x->m, (unsigned)cc);
 		if (backward) {
 			tx_stub(x, from, STUB_POLL, 0);
-			x->stubs[x->stub_count - 1].offset = offset;
+			x->pool->stubs[x->stub_count - 1].offset = offset;
 			return;
 		}
 	} else {
@@ -147,7 +159,7 @@ static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
 static void emit_stubs(struct tx *x)
 {
 	for (unsigned n = 0; n < x->stub_count; n++) {
-		struct tx_stub s = x->stubs[n];
+		struct tx_stub s = x->pool->stubs[n];
 		uint8_t *from;
 
 		switch (s.kind) {
@@ -177,10 +189,11 @@ static void emit_stubs(struct tx *x)
 
 /* --- the block --- */
 
-static bool decode_all(struct tx *x, const struct block *b, const uint8_t *bytes, int offset)
+bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const uint8_t *bytes, int offset)
 {
-	for (unsigned n = 0; n < b->count && n < 32; n++) {
-		struct tx_insn *i = &x->insn[n];
+	*t = (struct tx_block){.b = b, .insn = x->pool->insn + x->insns, .offset = offset};
+	for (unsigned n = 0; n < b->count && x->insns < REGION_INSNS; n++) {
+		struct tx_insn *i = &t->insn[n];
 
 		memset(i, 0, sizeof(*i));
 		i->bytes = bytes;
@@ -193,21 +206,10 @@ static bool decode_all(struct tx *x, const struct block *b, const uint8_t *bytes
 		offset += b->insns[n].length;
 		i->next = offset;
 		tx_examine(x, i);
-		x->count = n + 1;
+		t->count = n + 1;
+		x->insns++;
 	}
-	return x->count > 0;
-}
-
-static void find_live_flags(struct tx *x)
-{
-	uint32_t live = (uint32_t)FLAGS_STATUS;
-
-	for (unsigned n = x->count; n-- > 0;) {
-		struct tx_insn *i = &x->insn[n];
-
-		live = (live & ~i->flags_written) | i->flags_read;
-		i->flags_live = live;
-	}
+	return t->count == b->count;
 }
 
 /* The instruction has changed registers: deltas held for them are good only if it was a small constant step.
@@ -241,22 +243,27 @@ static void account(struct tx *x, const struct tx_insn *i)
 		if (!constant || x->drift[s] > DRIFT_MAX)
 			x->holds[s] = -1;
 	}
+	facts_account(x, i);
 }
 
-static void emit_block(struct tx *x, const struct block *b)
+void tx_emit_block(struct tx *x, const struct block *b)
 {
+	x->holds[0] = x->holds[1] = -1;
+	x->drift[0] = x->drift[1] = 0;
+	x->ended = false;
 	for (x->n = 0; x->n < x->count && !x->ended; x->n++) {
 		struct tx_insn *i = &x->insn[x->n];
+		struct tx_facts facts = x->facts;
 		uint8_t *before = x->m.p;
 		uint32_t stubs = x->stub_count;
 		uint32_t maps = x->t->map_used;
-		bool gated = x->gated;
 
+		x->accessed = -1;
 		tx_map(x, i->offset, false);
 		if (b->insns[x->n].fn == op_undefined || !tx_emit(x, i, &b->insns[x->n])) {
 			x->m.p = before;
 			x->stub_count = stubs;
-			x->gated = gated;
+			x->facts = facts;
 			x->t->map_used = maps + 1;
 			tx_interp(x, i->offset);
 			break;
@@ -276,40 +283,60 @@ static void emit_block(struct tx *x, const struct block *b)
 			tx_jump(x, next, 0, false);
 		}
 	}
-	emit_stubs(x);
+}
+
+/* Counts the entries of a block that is not hot yet, where its flags are dead. */
+static void emit_heat(struct tx *x, struct tb *tb)
+{
+	const struct tx_block *head = &x->pool->block[0];
+
+	tb->heat = (int32_t)x->t->hot_after;
+	if (x->region || x->e->lockstep || (tb->block & TB_CROSSING) || head->insn[0].flags_live)
+		return;
+	tx_map(x, head->offset, true);
+	emit8(&x->m, 0xff); /* decl */
+	emit_modrm_mem(&x->m, 1, mem_abs(&tb->heat));
+	tx_stub(x, emit_jcc(&x->m, 8), STUB_SITE, tx_site(x, SITE_HOT, head->offset, 0));
 }
 
 static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view,
-	const uint8_t *bytes, int offset)
+	const uint8_t *bytes, int offset, bool hot)
 {
 	struct translator *t = e->translator;
 	struct tx x;
 	struct tb *tb;
-	uint32_t first_site;
+	uint32_t first_site, first_map;
 
-	if (t->tb_used == TB_MAX || t->code_used + BLOCK_CODE_MAX > CODE_SIZE ||
-		t->site_used + 256 > SITE_MAX || t->map_used + 256 > MAP_MAX)
+	if (t->tb_used == TB_MAX || t->code_used + CODE_MAX > CODE_SIZE || t->site_used + SITES_MAX > SITE_MAX ||
+		t->map_used + MAPS_MAX > MAP_MAX)
 		translator_reset(e);
+	memset(&x, 0, sizeof(x));
 	x.e = e;
 	x.t = t;
+	x.pool = t->pool;
 	x.view = view;
 	x.tb = t->tb_used;
+	x.region = hot;
+	x.fall = -1;
 	first_site = t->site_used;
-	x.count = x.n = x.stub_count = 0;
-	x.holds[0] = x.holds[1] = -1;
-	x.drift[0] = x.drift[1] = 0;
-	x.last = 0;
-	x.gated = x.ended = x.failed = false;
+	first_map = t->map_used;
 	x.start = t->write + t->code_used;
 	x.m.p = x.start;
 	tb = &t->tbs[t->tb_used];
 	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .view = (uint8_t)view};
-	if (!decode_all(&x, b, bytes, offset))
+	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
 		return 0;
-	find_live_flags(&x);
-	emit_block(&x, b);
+	x.blocks = 1;
+	if (!(index & TB_CROSSING))
+		x.pool->block[0].seen = t->seen + (b->insns - e->blocks->insns);
+	if (hot)
+		region_collect(&x, bytes - offset);
+	region_find_flags(&x);
+	emit_heat(&x, tb);
+	region_emit(&x);
+	emit_stubs(&x);
 	if (x.failed) {
-		t->map_used = tb->map;
+		t->map_used = first_map;
 		t->site_used = first_site;
 		return 0;
 	}
@@ -320,16 +347,19 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	tb->maps = t->map_used - tb->map;
 	t->code_used += (tb->size + 15) & ~15u;
 	t->tb_used++;
-	e->stats->blocks_translated++;
+	if (hot)
+		e->stats->regions_translated++;
+	else
+		e->stats->blocks_translated++;
 	return t->tb_used;
 }
 
-uint32_t translate_block(struct engine *e, const struct block *b, unsigned view)
+uint32_t translate_block(struct engine *e, const struct block *b, unsigned view, bool hot)
 {
 	uint64_t offset = b->key >> 2;
 
 	return translate(
-		e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff));
+		e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff), hot);
 }
 
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view)
@@ -337,5 +367,5 @@ uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned
 	struct block b = {.insns = &c->insn, .count = 1, .bytes = c->length};
 
 	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes,
-		(int)(c->linear & 0xfff));
+		(int)(c->linear & 0xfff), false);
 }

@@ -2,7 +2,9 @@
  * The translator's inside (docs/translator.md). All of it lies below 2 GiB, so that emitted code reaches it
  * by absolute addresses.
  *
- *   translate.c       a decoded block → host code: flags, registers, exits, the fault map
+ *   translate.c       decoded blocks → host code: registers, exits, the fault map
+ *   translate_region.c  which blocks are translated together, status flags, in how many versions
+ *   translate_facts.c what is known of addresses: which slot a register leads to
  *   translate_mem.c   how an operand's address is formed, checked and reached
  *   translate_insn.c  which instructions are copied, which have code of their own; the rest is interpreted
  *   translate_system.c  privileged instructions that have code of their own
@@ -38,8 +40,14 @@
 #define JUMPS 65536u
 #define TB_SIZE_MIN 16 /* host bytes of one block at least */
 #define HEAT 16
-#define DRIFT_MAX (1 << 30)   /* bytes that a base register may be stepped while its delta is held */
-#define BLOCK_CODE_MAX 16384u /* host bytes of one block at most */
+#define HOT 2000u	    /* entries before a block is translated once more, with what follows it */
+#define HOT_TRIES 24	    /* how often that is done */
+#define DRIFT_MAX (1 << 30) /* bytes that a base register may be stepped while its delta is held */
+#define CODE_MAX 131072u    /* host bytes of one translation at most */
+#define SITES_MAX 1024u	    /* its ways out */
+#define MAPS_MAX 4096u	    /* and its part of the fault map */
+#define SEEN_MANY 0xffff
+#define DISP_NEAR (1 << 20) /* a displacement beyond is taken for the address of an array */
 
 /* What emitted code reads and writes. */
 struct hot {
@@ -77,6 +85,8 @@ enum site_kind {
 	SITE_INTERP, /* the interpreter does the instruction at `offset` */
 	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by
 		      */
+	SITE_MISS,   /* the operand of the instruction at `offset` lies in another slot than was foreseen */
+	SITE_HOT,    /* the block has run often: it is at its start */
 };
 
 /* The site of the fixed code. */
@@ -102,6 +112,7 @@ struct tb {
 	uint32_t code, size; /* in the cache */
 	uint32_t map, maps;  /* its part of the fault map */
 	uint32_t incoming;   /* site index + 1 */
+	int32_t heat;	     /* entries that are left until it is hot */
 	uint8_t view;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
 };
@@ -124,6 +135,7 @@ struct translator {
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
 	uint32_t fixed;				  /* end of it */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
+	unsigned hot_after; /* HOT; tests set less */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
@@ -142,8 +154,9 @@ struct translator {
 	struct tb *tbs;
 	struct site *sites;
 	struct map_entry *map;
-	/* Of the block that is being profiled and translated. */
-	uint16_t seen[32]; /* slot + 1 of each instruction's operand; 0 unknown */
+	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
+	uint16_t *seen;
+	struct tx_pool *pool; /* of the translation under way */
 };
 
 /* --- code_cache.c --- */
@@ -176,8 +189,10 @@ void translator_emit_fixed(struct engine *e);
 bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext);
 
 /* --- translate.c --- */
-/* Translates a block for the current view; its tb index + 1, or 0 when not possible. */
-uint32_t translate_block(struct engine *e, const struct block *b, unsigned view);
+/*
+ * Translates a block for the current view; its tb index + 1, or 0 when not possible. hot: with the blocks that follow it in its page.
+ */
+uint32_t translate_block(struct engine *e, const struct block *b, unsigned view, bool hot);
 /* The same for one instruction that crosses pages. */
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view);
 
@@ -205,24 +220,90 @@ struct tx_stub {
 	int offset; /* STUB_POLL: where it goes */
 };
 
-#define TX_STUBS 192
+/*
+ * What is known of a sum base + (index << scale): it lies in the slot, or not more than `drift` bytes outside of it. The guards are wider
+ * than DRIFT_MAX, a displacement and a small index together.
+ */
+struct tx_fact {
+	int8_t base, index;
+	uint8_t scale;
+	uint16_t slot;
+	int64_t drift;
+};
+
+#define TX_FACTS 8
+#define NO_SLOT -1
+struct tx_facts {
+	struct tx_fact fact[TX_FACTS];
+	uint8_t count;
+	uint16_t small;	  /* registers that hold no more than 32 bits, signed or not */
+	int16_t delta[2]; /* whose slot's delta S1 and S2 hold */
+	bool gated;	  /* the vector state has been asked for */
+};
+
+/* A block of a region, and the code that it has: one version for each set of facts that hold when it is reached. */
+#define REGION_BLOCKS 16
+#define REGION_INSNS 160
+#define REGION_VERSIONS 40
+#define REGION_EDGES 128
+#define REGION_EMIT 640 /* instructions in all versions */
+#define VERSIONS_EACH 3
+struct tx_block {
+	const struct block *b;
+	struct tx_insn *insn;
+	const uint16_t *seen;
+	int offset; /* in the page */
+	unsigned count;
+	uint32_t live_in, live_out; /* status flags */
+	unsigned versions;
+};
+
+struct tx_version {
+	unsigned block;
+	struct tx_facts facts; /* what must hold when it is entered */
+	uint8_t *code;	       /* NULL: not emitted yet */
+};
+
+/* A branch inside of the region. */
+struct tx_edge {
+	uint8_t *from; /* displacement */
+	unsigned version;
+};
+
+#define TX_STUBS 900
+struct tx_pool {
+	struct tx_insn insn[REGION_INSNS];
+	struct tx_block block[REGION_BLOCKS];
+	struct tx_version version[REGION_VERSIONS];
+	struct tx_edge edge[REGION_EDGES];
+	struct tx_stub stubs[TX_STUBS];
+};
+
 /* The translation under way. */
 struct tx {
 	struct engine *e;
 	struct translator *t;
+	struct tx_pool *pool;
 	struct emit m;
 	uint8_t *start;
 	unsigned view;
 	uint32_t tb;
-	unsigned count, n;
-	struct tx_insn insn[32];
-	struct tx_stub stubs[TX_STUBS];
+	bool region; /* it is hot: facts, and blocks together */
+	unsigned blocks, insns, versions, edges, emitted;
 	unsigned stub_count;
+	int fall; /* the version that the code runs into, −1: none */
+	/* The block under way. */
+	struct tx_insn *insn;
+	const uint16_t *seen;
+	unsigned count, n;
+	uint32_t live_out;
+	struct tx_facts facts;
+	int accessed; /* the fact that the instruction's operand has proved, −1 */
+	int64_t accessed_disp;
 	/* Which base register's slot delta a scratch register holds; −1. */
 	int holds[2];
 	int64_t drift[2];
 	int last;   /* the scratch register used last: 0 S1, 1 S2 */
-	bool gated; /* the vector state has been asked for */
 	bool ended, failed;
 };
 
@@ -240,6 +321,34 @@ void tx_jump(struct tx *x, int offset, int undo, bool poll);
 void tx_interp(struct tx *x, int offset);
 /* Scratch registers have lost what they held. */
 void tx_clobber(struct tx *x, unsigned scratch);
+
+bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const uint8_t *bytes, int offset);
+void tx_emit_block(struct tx *x, const struct block *b);
+
+/* --- translate_region.c --- */
+/* Decodes what is translated with the head, pool.block[0]. */
+void region_collect(struct tx *x, const uint8_t *page);
+/* The flags that are live before each instruction. */
+void region_find_flags(struct tx *x);
+/* Emits all versions of all blocks. */
+void region_emit(struct tx *x);
+/* The index of the block at `offset` of the page, or −1. */
+int region_find(const struct tx *x, int offset);
+/* A branch goes to the block; from NULL: the code runs into it or jumps. */
+void region_go(struct tx *x, unsigned block, uint8_t *from);
+
+/* --- translate_facts.c --- */
+void facts_clear(struct tx_facts *f);
+/* All of `need` is known by `have`. */
+bool facts_imply(const struct tx_facts *have, const struct tx_facts *need);
+/* Takes from `f` what is not known by `other`. */
+void facts_meet(struct tx_facts *f, const struct tx_facts *other);
+/* Room for loops that step their registers. */
+void facts_widen(struct tx_facts *f);
+/* As tx_operand(), by facts alone: false if they don't help. `index` may be NO_REG. */
+bool facts_operand(struct tx *x, int base, int index, unsigned scale, int32_t disp, unsigned data, struct emit_mem *out);
+/* The instruction has been emitted. */
+void facts_account(struct tx *x, const struct tx_insn *i);
 
 /* --- translate_mem.c --- */
 /*

@@ -178,7 +178,7 @@ static struct emit_mem home(struct tx *x, int reg)
 
 static uint32_t live_after(const struct tx *x)
 {
-	return x->n + 1 < x->count ? x->insn[x->n + 1].flags_live : (uint32_t)FLAGS_STATUS;
+	return x->n + 1 < x->count ? x->insn[x->n + 1].flags_live : x->live_out;
 }
 
 /* RSP has been stepped without an access: one keeps it near its slot, unless the next instruction is one. */
@@ -640,9 +640,9 @@ static bool jump_if(struct tx *x, struct tx_insn *i)
 /* The vector registers are the guest's once the gate has been passed. */
 static void pass_gate(struct tx *x)
 {
-	if (x->gated)
+	if (x->facts.gated)
 		return;
-	x->gated = true;
+	x->facts.gated = true;
 	tx_clobber(x, SCRATCH(S1));
 	emit_load(&x->m, S1, mem_abs(&x->t->hot.fp_gate));
 	emit_load8(&x->m, S1, mem_base(S1, 0));

@@ -14,8 +14,6 @@
  */
 #include "engine/translate.h"
 
-#define DISP_NEAR (1 << 20)
-
 static struct emit_mem gpr_home(struct tx *x, int reg)
 {
 	return mem_abs(&x->e->cpu->gpr[reg]);
@@ -63,11 +61,11 @@ void tx_look_up(struct tx *x, int dst, int src)
 
 void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
 {
-	unsigned seen = x->t->seen[x->n];
+	unsigned seen = x->seen ? x->seen[x->n] : 0;
 	uint8_t *miss;
 	struct tx_stub *stub;
 
-	if (flags_live || !seen || x->stub_count + 4 > TX_STUBS || dst == src) {
+	if (flags_live || !seen || seen == SEEN_MANY || x->stub_count + 4 > TX_STUBS || dst == src) {
 		tx_look_up(x, dst, src);
 		return;
 	}
@@ -79,7 +77,7 @@ void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
 	miss = emit_jcc(&x->m, 5);
 	emit_load(&x->m, dst, delta_of(x, seen));
 	tx_stub(x, miss, STUB_LOOKUP, 0);
-	stub = &x->stubs[x->stub_count - 1];
+	stub = &x->pool->stubs[x->stub_count - 1];
 	stub->back = x->m.p;
 	stub->src = src;
 	stub->dst = dst;
@@ -125,7 +123,7 @@ void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch)
 		emit_patch8(skip, x->m.p);
 		emit_load(&x->m, RCX, mem_abs(&h->save));
 	}
-	x->stubs[stub].back = x->m.p;
+	x->pool->stubs[stub].back = x->m.p;
 	emit_load(&x->m, S2, mem_abs(&h->rsp_delta));
 }
 
@@ -272,6 +270,9 @@ bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, stru
 		return true;
 	if (base == GPR_RIP && seg < 0)
 		return false;
+	if (seg < 0 && base != RSP && !is_scratch(base) && !is_scratch(index) &&
+		facts_operand(x, base, index, scale_shift(op), disp, data, out))
+		return true;
 	/* A far displacement is an array at a fixed address, and the register its index. */
 	if (index == NO_REG && seg < 0 && disp < DISP_NEAR && disp > -DISP_NEAR) {
 		based_operand(x, base, disp, data, out);

@@ -248,14 +248,12 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 	return m->poll;
 }
 
-static const struct insn *find_insn(const struct block *b, unsigned at)
+/* The instruction at RIP, of a region that begins with the block. */
+static const struct insn *find_insn(struct engine *e, uint32_t block)
 {
-	unsigned offset = b->key >> 2 & 0xfff;
+	uint32_t at = 0;
 
-	for (unsigned n = 0; n < b->count; offset += b->insns[n++].length)
-		if (offset == at)
-			return &b->insns[n];
-	return NULL;
+	return blocks_insn(e, (e->blocks->blocks[block].key >> 14 << 12) | (e->cpu->gpr[GPR_RIP] & 0xfff), &at);
 }
 
 /*
@@ -330,9 +328,7 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 				fill_operands(
 					e, &e->blocks->crossings[index & ~TB_CROSSING].insn, t->fault_write);
 			else
-				fill_operands(e,
-					find_insn(&e->blocks->blocks[index], e->cpu->gpr[GPR_RIP] & 0xfff),
-					t->fault_write);
+				fill_operands(e, find_insn(e, index), t->fault_write);
 		} else if (gva + e->deltas->delta[view][slot_of(gva)] == t->fault_hva &&
 			   shadow_fill(e, gva, t->fault_write)) {
 			/*
@@ -348,6 +344,24 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 	e->stats->exits_fault++;
 	t->interp_next = true;
 	return false;
+}
+
+/* The operand at `offset` is looked up from now on: the region is translated without foreseeing its slot. */
+static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
+{
+	struct translator *t = e->translator;
+	struct block *b = &e->blocks->blocks[t->tbs[tb].block];
+	const struct insn *i;
+	uint32_t at = 0;
+
+	if (b->key == BLOCK_DEAD)
+		return;
+	while ((i = blocks_insn(e, (b->key >> 14 << 12) | offset, &at)))
+		t->seen[i - e->blocks->insns] = SEEN_MANY;
+	translator_drop_code(e, tb);
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		if (b->tb[view] == tb + 1)
+			b->tb[view] = 0;
 }
 
 /* An exit of the code. */
@@ -379,6 +393,17 @@ static void leave_code(struct engine *e)
 			return;
 		}
 		t->jump_from = true;
+		break;
+	case SITE_MISS:
+		e->stats->exits_miss++;
+		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		forget_slot(e, s->tb, (unsigned)s->offset);
+		t->interp_next = true;
+		break;
+	case SITE_HOT:
+		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		t->tbs[s->tb].heat = INT32_MAX;
+		e->blocks->blocks[t->tbs[s->tb].block].hot |= BLOCK_HOT_WANTED;
 		break;
 	}
 }
@@ -462,14 +487,19 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool cro
 	}
 }
 
+static void note_slot(uint16_t *seen, unsigned now)
+{
+	*seen = (uint16_t)(*seen && *seen != now ? SEEN_MANY : now);
+}
+
 /* Interprets the block, noting the slots of its operands, and translates it. */
 static bool profile(struct engine *e, const struct block *b)
 {
 	struct translator *t = e->translator;
 	struct cpu_state *c = e->cpu;
 	const struct insn *i = b->insns, *end = b->insns + b->count;
+	bool is_single = b->key == BLOCK_DEAD;
 
-	memset(t->seen, 0, sizeof(t->seen));
 	e->run_first = i;
 	e->leave_block = false;
 	do {
@@ -479,8 +509,8 @@ static bool profile(struct engine *e, const struct block *b)
 		if (i->flags & INSN_MEM) {
 			uint64_t gva = insn_flat_linear(e, i);
 
-			if (is_canonical(gva))
-				t->seen[i - b->insns] = (uint16_t)(slot_of(gva) + 1);
+			if (is_canonical(gva) && !is_single)
+				note_slot(&t->seen[i - e->blocks->insns], slot_of(gva) + 1);
 		}
 		i->fn(e, i);
 		i++;
@@ -516,6 +546,29 @@ static enum translator_did step_crossing(
 	return DID_RUN;
 }
 
+/* The block's tb index + 1: with what follows it, or as it was. */
+static uint32_t translate_hot(struct engine *e, struct block *b, unsigned view)
+{
+	struct translator *t = e->translator;
+	uint32_t tb;
+
+	b->hot &= (uint8_t)~BLOCK_HOT_WANTED;
+	t->chain_from = 0;
+	if (b->hot == HOT_TRIES) {
+		/* Its operands are never where they were. */
+		if (!b->tb[view])
+			b->hot = 0;
+		return b->tb[view];
+	}
+	b->hot++;
+	tb = translate_block(e, b, view, true);
+	if (!tb)
+		return b->tb[view];
+	if (b->tb[view])
+		translator_drop_code(e, b->tb[view] - 1);
+	return b->tb[view] = tb;
+}
+
 enum translator_did translator_step(struct engine *e, struct block *b)
 {
 	struct translator *t = e->translator;
@@ -539,6 +592,10 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		return step_crossing(e, b, view, jump_from);
 	}
 	tb = b->tb[view];
+	if (b->hot && (!tb || (b->hot & BLOCK_HOT_WANTED))) {
+		tb = translate_hot(e, b, view);
+		chain_from = 0;
+	}
 	if (!tb) {
 		t->chain_from = 0;
 		if (b->heat == BLOCK_HEAT_NEVER)
@@ -549,7 +606,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		profile(e, b);
 		if (b->key == BLOCK_DEAD)
 			return DID_RUN;
-		b->tb[view] = translate_block(e, b, view);
+		b->tb[view] = translate_block(e, b, view, false);
 		if (!b->tb[view])
 			b->heat = 0;
 		return DID_RUN;

@@ -574,6 +574,7 @@ int main(int argc, char **argv)
 		return 77;
 	}
 	t->sides[1].engine->translator->heat = 1;
+	t->sides[1].engine->translator->hot_after = 2;
 	for (uint64_t n = first; n < first + count; n++) {
 		if (test(t, seed, n, length < 2 ? 2 : length, &ended, &faults))
 			continue;

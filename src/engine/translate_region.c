@@ -1,0 +1,240 @@
+/*
+ * A region: a hot block and the blocks of its page to which direct branches lead from it, translated together. Inside of it the facts
+ * about addresses (translate_facts.c), the vector gate and the deltas in the scratch registers are carried along branches, and it is
+ * known which status flags are dead.
+ *
+ * A block is emitted once for each set of facts with which it is reached, three times at most:
+ *
+ *      head ──► A ──► B ──┐          head has been entered from outside: nothing is known. On the way back to it from B
+ *               ▲         │          its operands have been checked, so the branch leads to a second version of head, and
+ *               └─ head' ◄┘          A' … follow. So checks that don't change in a loop leave it.
+ *
+ * A version that is not emitted yet can still be weakened to what all branches to it know; that is how the two arms of an IF meet. The
+ * last version that a block may have knows nothing.
+ *
+ * Regions are entered at their head only. All of it lies in one page, and writes to code drop all blocks of the page, so the head's
+ * block stands for all.
+ */
+#include "engine/translate.h"
+
+int region_find(const struct tx *x, int offset)
+{
+	if (!x->region)
+		return -1;
+	for (unsigned n = 0; n < x->blocks; n++)
+		if (x->pool->block[n].offset == offset)
+			return (int)n;
+	return -1;
+}
+
+/* --- which blocks --- */
+
+/* It has run, so its operands have been seen. */
+static bool is_warm(const struct tx *x, const struct block *b)
+{
+	return b->tb[x->view] || (b->heat != BLOCK_HEAT_NEVER && b->heat >= x->t->heat / 2);
+}
+
+static void add_block(struct tx *x, const uint8_t *page, int64_t offset)
+{
+	const struct block *b;
+	uint64_t at;
+	unsigned insns = x->insns;
+
+	if (offset < 0 || offset >= 4096 || x->blocks == REGION_BLOCKS || region_find(x, (int)offset) >= 0)
+		return;
+	at = (uint64_t)(page - x->e->ram) + (uint64_t)offset;
+	b = blocks_cached(x->e, at << 2 | (x->pool->block[0].b->key & 3));
+	if (!b || !is_warm(x, b))
+		return;
+	if (!tx_decode(x, &x->pool->block[x->blocks], b, page + offset, (int)offset)) {
+		x->insns = insns;
+		return;
+	}
+	x->pool->block[x->blocks].seen = x->t->seen + (b->insns - x->e->blocks->insns);
+	x->blocks++;
+}
+
+/* Where direct branches of the block lead, not calls; −1: none. */
+static void find_successors(const struct tx_block *t, int64_t to[2])
+{
+	const struct tx_insn *last = &t->insn[t->count - 1];
+	const ZydisDecodedOperand *op = &last->d.op[0];
+	bool relative = op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op->imm.is_relative;
+
+	to[0] = to[1] = -1;
+	switch (last->d.insn.meta.category) {
+	case ZYDIS_CATEGORY_UNCOND_BR:
+		if (relative)
+			to[0] = last->next + op->imm.value.s;
+		return;
+	case ZYDIS_CATEGORY_COND_BR:
+		to[0] = last->next;
+		if (relative)
+			to[1] = last->next + op->imm.value.s;
+		return;
+	case ZYDIS_CATEGORY_CALL:
+	case ZYDIS_CATEGORY_RET:
+	case ZYDIS_CATEGORY_INTERRUPT:
+	case ZYDIS_CATEGORY_SYSCALL:
+	case ZYDIS_CATEGORY_SYSRET:
+		return;
+	default:
+		to[0] = last->next;
+	}
+}
+
+void region_collect(struct tx *x, const uint8_t *page)
+{
+	for (unsigned n = 0; n < x->blocks; n++) {
+		int64_t to[2];
+
+		find_successors(&x->pool->block[n], to);
+		add_block(x, page, to[0]);
+		add_block(x, page, to[1]);
+	}
+}
+
+/* --- status flags --- */
+
+static uint32_t live_at(const struct tx *x, int64_t offset)
+{
+	int block = offset < 0 || offset >= 4096 ? -1 : region_find(x, (int)offset);
+
+	return block < 0 ? (uint32_t)FLAGS_STATUS : x->pool->block[block].live_in;
+}
+
+static bool find_block_flags(struct tx *x, struct tx_block *t)
+{
+	uint32_t live = (uint32_t)FLAGS_STATUS, before = t->live_in;
+	int64_t to[2];
+
+	find_successors(t, to);
+	if (x->region && to[0] >= 0)
+		live = live_at(x, to[0]) | (to[1] >= 0 ? live_at(x, to[1]) : to[1] == -1 ? 0 : (uint32_t)FLAGS_STATUS);
+	t->live_out = live;
+	for (unsigned n = t->count; n-- > 0;) {
+		struct tx_insn *i = &t->insn[n];
+
+		live = (live & ~i->flags_written) | i->flags_read;
+		i->flags_live = live;
+	}
+	t->live_in = live;
+	return live != before;
+}
+
+/* The least solution: no flag is live that nobody reads. */
+void region_find_flags(struct tx *x)
+{
+	bool changed;
+
+	do {
+		changed = false;
+		for (unsigned n = x->blocks; n-- > 0;)
+			changed |= find_block_flags(x, &x->pool->block[n]);
+	} while (changed);
+}
+
+/* --- versions --- */
+
+/* A version of the block that may be reached with the facts that hold now, or −1 if there is no room. */
+static int find_version(struct tx *x, unsigned block)
+{
+	struct tx_block *t = &x->pool->block[block];
+	struct tx_facts facts = x->facts;
+	struct tx_version *v;
+
+	/* What is known of a sum of registers stays; who holds what in this block does not. */
+	facts_widen(&facts);
+	for (unsigned n = 0; n < x->versions; n++) {
+		v = &x->pool->version[n];
+		if (v->block == block && facts_imply(&x->facts, &v->facts))
+			return (int)n;
+	}
+	for (unsigned n = 0; n < x->versions; n++) {
+		v = &x->pool->version[n];
+		if (v->block == block && !v->code) {
+			facts_meet(&v->facts, &facts);
+			return (int)n;
+		}
+	}
+	if (x->versions == REGION_VERSIONS) {
+		x->failed = true;
+		return -1;
+	}
+	if (++t->versions >= VERSIONS_EACH)
+		facts_clear(&facts);
+	v = &x->pool->version[x->versions];
+	*v = (struct tx_version){.block = block, .facts = facts};
+	return (int)x->versions++;
+}
+
+/* The next one to emit: the first in the page. */
+static int first_pending(const struct tx *x)
+{
+	int best = -1;
+
+	for (unsigned n = 0; n < x->versions; n++) {
+		const struct tx_version *v = &x->pool->version[n];
+
+		if (!v->code && (best < 0 || x->pool->block[v->block].offset <
+						     x->pool->block[x->pool->version[best].block].offset))
+			best = (int)n;
+	}
+	return best;
+}
+
+void region_go(struct tx *x, unsigned block, uint8_t *from)
+{
+	int version = find_version(x, block);
+
+	if (version < 0)
+		return;
+	if (!from) {
+		if (!x->pool->version[version].code && first_pending(x) == version) {
+			x->fall = version;
+			return;
+		}
+		from = emit_jmp(&x->m);
+	}
+	if (x->edges == REGION_EDGES) {
+		x->failed = true;
+		return;
+	}
+	x->pool->edge[x->edges++] = (struct tx_edge){from, (unsigned)version};
+}
+
+static void emit_version(struct tx *x, unsigned version)
+{
+	struct tx_version *v = &x->pool->version[version];
+	const struct tx_block *t = &x->pool->block[v->block];
+
+	v->code = x->m.p;
+	x->fall = -1;
+	x->insn = t->insn;
+	x->seen = t->seen;
+	x->count = t->count;
+	x->live_out = t->live_out;
+	x->facts = v->facts;
+	x->emitted += t->count;
+	tx_emit_block(x, t->b);
+}
+
+void region_emit(struct tx *x)
+{
+	int next = 0;
+
+	x->pool->version[0] = (struct tx_version){.block = 0};
+	facts_clear(&x->pool->version[0].facts);
+	x->pool->block[0].versions = x->versions = 1;
+	while (next >= 0 && !x->failed) {
+		emit_version(x, (unsigned)next);
+		if (x->emitted > REGION_EMIT || x->stub_count + 64 > TX_STUBS || x->m.p - x->start > (int)CODE_MAX / 2)
+			x->failed = true;
+		next = x->fall >= 0 ? x->fall : first_pending(x);
+	}
+	if (x->failed)
+		return;
+	for (unsigned n = 0; n < x->edges; n++)
+		emit_patch(x->pool->edge[n].from, x->pool->version[x->pool->edge[n].version].code);
+}
