@@ -21,7 +21,7 @@
 
 #define BENCH_WORK_MAX 80
 #define BENCH_COLUMN_MAX 12
-#define BENCH_SAMPLE_MAX 96
+#define BENCH_SAMPLE_MAX 512
 #define BENCH_LAUNCH_MAX 512
 #define BENCH_COUNTER_MAX 96
 #define BENCH_NAME_MAX 32
@@ -33,9 +33,16 @@ enum bench_group { BENCH_NANO, BENCH_MICRO, BENCH_MACRO, BENCH_GROUPS };
 enum bench_unit { BENCH_CYCLES, BENCH_NS, BENCH_SECONDS, BENCH_UNITS };
 /*
  * A launch runs one part: the bare-metal guest, the same with two vcpus, the Linux guest with the static binary, the
- * Debian root image.
+ * same with two vcpus, the Debian root image.
  */
-enum bench_part { BENCH_PART_NANO, BENCH_PART_SMP, BENCH_PART_LINUX, BENCH_PART_ROOT, BENCH_PARTS };
+enum bench_part {
+	BENCH_PART_NANO,
+	BENCH_PART_SMP,
+	BENCH_PART_LINUX,
+	BENCH_PART_LINUX_SMP,
+	BENCH_PART_ROOT,
+	BENCH_PARTS
+};
 static inline bool bench_part_bare(enum bench_part part)
 {
 	return part == BENCH_PART_NANO || part == BENCH_PART_SMP;
@@ -85,11 +92,21 @@ struct bench_cell {
 	struct bench_sample samples[BENCH_SAMPLE_MAX];
 };
 
+/* The host's speed at one moment: what fixed pieces of work took (meter.c). */
+enum bench_speed_kind { BENCH_CHAIN, BENCH_WIDE, BENCH_MEMORY, BENCH_KERNEL, BENCH_SPEEDS };
+extern const char *const bench_speed_names[BENCH_SPEEDS];
+struct bench_speed {
+	double ns[BENCH_SPEEDS]; /* of the processor's time; medians of BENCH_BATCH */
+	double busy;		 /* share of the time in which others had the processor, 0 to 1 */
+};
+#define BENCH_BATCH 5
+
 struct bench_launch {
 	unsigned column, round;
 	enum bench_part part;
 	double start, seconds; /* since the start of the run; how long it took */
 	double clock_ratio;    /* the guest's clock over the host's; 0: not known */
+	struct bench_speed speed; /* of the host just before it */
 	bool ok;
 	char why[BENCH_TEXT_MAX];
 	char command[BENCH_COMMAND_MAX];
@@ -115,15 +132,12 @@ struct bench_host {
 	double load_start, load_end;
 };
 
-/* A fixed piece of work timed again and again, from before the first launch to after the last. */
+/* The host's speed over the whole run. */
 struct bench_noise {
-	unsigned blocks;
-	double median_ns, worst_ns; /* of all blocks */
-	double low_ns, high_ns;	    /* 10th and 90th percentile of the medians of BENCH_BATCH blocks in a row */
-	double busy;		    /* share of that time in which others had the processor, 0 to 1 */
-	double relative;	    /* what every ratio is widened by: (high - low) / median, or busy / (1 - busy) if more */
+	unsigned stops; /* how often it was measured */
+	double median_ns[BENCH_SPEEDS], low_ns[BENCH_SPEEDS], high_ns[BENCH_SPEEDS]; /* 5th and 95th percentile */
+	double busy;								     /* mean */
 };
-#define BENCH_BATCH 15
 
 struct bench_result {
 	char version[32], commit[64], date[40], command[BENCH_COMMAND_MAX], pace[16], guest_kernel[200];
@@ -136,6 +150,8 @@ struct bench_result {
 	struct bench_cell cells[BENCH_WORK_MAX][BENCH_COLUMN_MAX];
 	struct bench_launch launches[BENCH_LAUNCH_MAX];
 	struct bench_profile profiles[BENCH_PARTS][BENCH_COLUMN_MAX];
+	/* How far two launches are apart, as a logarithm: their times, and their ratios to the base; below 0: not known (figure.c). */
+	double apart[2][BENCH_PARTS][BENCH_COLUMN_MAX];
 	char notes[16][BENCH_TEXT_MAX]; /* what was skipped and why */
 };
 
@@ -151,18 +167,31 @@ double bench_median(const double *values, unsigned count);
 struct bench_interval {
 	double value, low, high;
 };
-/*
- * The ratio of the medians of a and b, with a 95 % interval from 2,000 bootstrap resamples (drawn from a generator
- * with a fixed seed, so that the same samples give the same interval), no narrower than the launches' own medians
- * spread, and widened by the relative noise on both sides. All zero if a median is not positive: cycles of something
- * that costs no more than the loop around it varies.
- */
-struct bench_interval bench_ratio(const struct bench_cell *a, const struct bench_cell *b, double noise);
 /* The median of a cell with the interval from its lowest to its highest sample, or that between its quartiles. */
 struct bench_interval bench_spread(const struct bench_cell *cell);
 struct bench_interval bench_quartiles(const struct bench_cell *cell);
+/* The next of a series of numbers that is the same in every run; state is not 0. */
+uint64_t bench_random(uint64_t *state);
 /* The geometric mean; 0 if count is 0 or a value is not positive. */
 double bench_geomean(const double *values, unsigned count);
+
+/* figure.c */
+struct bench_figure {
+	double value; /* the median of all samples, or of the launches' ratios; 0: there is none */
+	double low, high; /* value / spread and value * spread: where another run's is to be expected */
+	double spread;	  /* a factor, 1 or more; 0 if the value is about nothing and has no logarithm */
+	double own;	  /* the highest over the lowest of its own launches */
+	unsigned launches;
+	bool unstable; /* its own launches differ by more than those of nearly all works */
+	bool known;    /* at least two launches of something stand behind the spread */
+};
+/* Fills result->apart, which the rest of figure.c needs: once, when all samples are there. */
+void bench_apart_find(struct bench_result *result);
+/* A cell's time, or with base >= 0 its ratio to that column's, launch by neighbouring launch. */
+struct bench_figure bench_figure(const struct bench_result *result, unsigned work, unsigned column, int base);
+/* Why a cell is unstable: half a sentence with what was measured around its launches. */
+void bench_unstable_text(
+	const struct bench_result *result, unsigned work, unsigned column, char *text, size_t size);
 
 /* spawn.c */
 struct bench_child {
@@ -242,14 +271,19 @@ int bench_initrd_write(const char *path, const char *binary);
 /* host.c */
 void bench_host_describe(struct bench_host *host);
 double bench_load_average(void);
+
+/* meter.c */
+#define BENCH_STOPS_MAX (BENCH_LAUNCH_MAX + 32)
 struct bench_meter {
+	uint32_t *chase; /* the memory that is walked through; NULL at first */
+	uint32_t at;
 	unsigned count;
-	double wall_ns, cpu_ns; /* of all blocks */
-	double blocks[4096];
+	struct bench_speed stops[BENCH_STOPS_MAX];
 };
-/* Times count blocks of the fixed work. */
-void bench_meter_run(struct bench_meter *meter, unsigned count);
+/* Measures the speed now, which takes some ten milliseconds, and keeps it. */
+void bench_meter_run(struct bench_meter *meter, struct bench_speed *speed);
 void bench_meter_read(const struct bench_meter *meter, struct bench_noise *noise);
+void bench_meter_drop(struct bench_meter *meter);
 
 /* session.c */
 int bench_session(const struct bench_config *config, struct bench_result *result, const struct bench_paths *paths,
@@ -283,6 +317,12 @@ void bench_sentence(const struct bench_result *result, enum bench_group group, c
 /* 1234567 cycles as "1.23 M", 0.00012 s as "120 µs", … */
 void bench_value_text(double value, enum bench_unit unit, char *text, size_t size);
 void bench_ratio_text(double ratio, char *text, size_t size);
+/* A figure's spread, as "±12%", or "×÷2.4" if it is a factor of two and more; with "!" if it is unstable. */
+void bench_spread_text(const struct bench_figure *figure, char *text, size_t size);
+/* How steady the host was, in a sentence without its full stop. */
+void bench_noise_text(const struct bench_noise *noise, char *text, size_t size);
+/* How much longer the host took for a piece of work at its slowest (95th percentile) than at its fastest (5th). */
+double bench_noise_factor(const struct bench_noise *noise, unsigned kind);
 bool bench_cell_shown(const struct bench_result *result, enum bench_group group, unsigned column);
 
 /* table.c, html.c */

@@ -201,7 +201,8 @@ static void add_joined(struct builder *b, const char *first, const char *second)
 static const char *command_line(enum bench_part part)
 {
 	switch (part) {
-	case BENCH_PART_LINUX: return "console=ttyS0 quiet panic=-1 -- ";
+	case BENCH_PART_LINUX:
+	case BENCH_PART_LINUX_SMP: return "console=ttyS0 quiet panic=-1 -- ";
 	case BENCH_PART_ROOT: return "console=ttyS0 quiet panic=-1 root=/dev/vda ro init=/bench-init -- ";
 	default: return "";
 	}
@@ -227,7 +228,7 @@ static void vmm_command(struct builder *b, const struct bench_column *column, en
 		add(b, column->options[i]);
 	add(b, "--memory");
 	add(b, part == BENCH_PART_ROOT ? "1G" : "512M");
-	if (part == BENCH_PART_SMP) {
+	if (part == BENCH_PART_SMP || part == BENCH_PART_LINUX_SMP) {
 		add(b, "--cpus");
 		add(b, "2");
 	}
@@ -264,7 +265,7 @@ static void qemu_command(struct builder *b, const struct bench_column *column, e
 	add(b, column->options[1]);
 	add(b, "-m");
 	add(b, part == BENCH_PART_ROOT ? "1024" : "512");
-	if (part == BENCH_PART_SMP) {
+	if (part == BENCH_PART_SMP || part == BENCH_PART_LINUX_SMP) {
 		add(b, "-smp");
 		add(b, "2");
 	}

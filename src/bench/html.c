@@ -5,6 +5,7 @@
 #include "html.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "vmm/error.h"
@@ -49,8 +50,13 @@ static void fact(FILE *file, const char *name, const char *format, ...)
 	fprintf(file, "</div>\n");
 }
 
+#define UNSTEADY 0.05 /* the share of the time from which on a host that others use gets a warning */
+
 static void head(FILE *file, const struct bench_result *r)
 {
+	char noise[BENCH_TEXT_MAX];
+	double worst = 1;
+
 	fprintf(file, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
 		"<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>vmm bench, ");
 	html_text(file, r->date);
@@ -67,32 +73,32 @@ static void head(FILE *file, const struct bench_result *r)
 	fact(file, "Host kernel", "%s", r->host.kernel);
 	fact(file, "KVM", "%s; memory: %s", r->host.kvm, r->host.memory_virt);
 	fact(file, "Guest kernel", "%s", r->guest_kernel[0] ? r->guest_kernel : "none");
-	fact(file, "Noise of the host", "%.1f %% (others had the processor for %.0f %%; worst block %+.0f %% of %u)",
-		r->noise.relative * 100, r->noise.busy * 100,
-		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0,
-		r->noise.blocks);
+	bench_noise_text(&r->noise, noise, sizeof(noise));
+	fact(file, "Steadiness of the host", "%s", noise);
 	fact(file, "Load average", "%.2f at the start, %.2f at the end", r->host.load_start, r->host.load_end);
 	fprintf(file, "</div>\n");
-	if (r->host.load_start > 0.3 * r->host.cpus || r->noise.relative > 0.1)
+	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
+		worst = fmax(worst, bench_noise_factor(&r->noise, kind));
+	if (r->noise.busy > UNSTEADY || worst > 1 + 4 * UNSTEADY)
 		fprintf(file, "<p class=\"warn\">The host was not idle: these figures show the way of "
-			      "measuring, and are no basis for a claim.</p>\n");
+			      "measuring, and are no basis for a claim of more than their spread.</p>\n");
 }
 
-static void cell(FILE *file, const struct bench_work *work, const struct bench_cell *c)
+static void cell(FILE *file, const struct bench_result *r, unsigned w, unsigned c)
 {
-	struct bench_interval quartiles;
-	char text[24];
+	struct bench_figure figure = bench_figure(r, w, c, -1);
+	char text[24], spread[24];
 
-	switch (c->state) {
+	switch (r->cells[w][c].state) {
 	case BENCH_FAILED: fprintf(file, "<td class=\"bad\">failed</td>"); return;
 	case BENCH_OK: break;
 	default: fprintf(file, "<td class=\"none\">–</td>"); return;
 	}
-	quartiles = bench_quartiles(c);
-	bench_value_text(quartiles.value, work->unit, text, sizeof(text));
-	if (quartiles.value > 0)
-		fprintf(file, "<td>%s <small>±%.0f%%</small></td>", text,
-			(quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
+	bench_value_text(figure.value, r->works[w].unit, text, sizeof(text));
+	bench_spread_text(&figure, spread, sizeof(spread));
+	if (figure.value > 0)
+		fprintf(file, "<td%s>%s <small>%s</small></td>", figure.unstable ? " class=\"shaky\"" : "", text,
+			spread);
 	else
 		fprintf(file, "<td>about 0</td>");
 }
@@ -100,8 +106,9 @@ static void cell(FILE *file, const struct bench_work *work, const struct bench_c
 static void table(FILE *file, const struct bench_result *r, enum bench_group group)
 {
 	fprintf(file,
-		"<div class=\"scroll\"><table>\n<caption>Medians%s; ± is half the distance between the "
-		"quartiles.</caption>\n"
+		"<div class=\"scroll\"><table>\n<caption>Medians%s with their spread: as far as two launches of "
+		"this run were apart in 95&nbsp;%% of the works, or as this work's own if that is more. "
+		"! is unstable: its own launches differ more than that.</caption>\n"
 		"<thead><tr><th>work</th><th class=\"t what\">one iteration is</th>",
 		group == BENCH_NANO ? " in cycles" : "");
 	for (unsigned c = 0; c < r->column_count; c++)
@@ -126,7 +133,7 @@ static void table(FILE *file, const struct bench_result *r, enum bench_group gro
 		fprintf(file, "</td>");
 		for (unsigned c = 0; c < r->column_count; c++)
 			if (bench_cell_shown(r, group, c))
-				cell(file, &r->works[w], &r->cells[w][c]);
+				cell(file, r, w, c);
 		fprintf(file, "</tr>\n");
 	}
 	fprintf(file, "</tbody></table></div>\n");
@@ -175,9 +182,29 @@ static void reasons(FILE *file, const struct bench_result *r, enum bench_state s
 		}
 }
 
+/* Figures that the run itself says are not to be relied upon. */
+static void unstable(FILE *file, const struct bench_result *r)
+{
+	for (unsigned c = 0; c < r->column_count; c++)
+		for (unsigned w = 0; w < r->work_count; w++) {
+			char text[BENCH_TEXT_MAX];
+
+			if (!bench_figure(r, w, c, -1).unstable)
+				continue;
+			bench_unstable_text(r, w, c, text, sizeof(text));
+			fprintf(file, "<li>Unstable: ");
+			html_text(file, r->works[w].id);
+			fprintf(file, ", ");
+			html_text(file, r->columns[c].label);
+			fprintf(file, ": <span class=\"soft\">");
+			html_text(file, text);
+			fprintf(file, ".</span></li>\n");
+		}
+}
+
 static void missing(FILE *file, const struct bench_result *r)
 {
-	fprintf(file, "<h2 id=\"missing\">What is not shown, and why</h2>\n<ul>\n");
+	fprintf(file, "<h2 id=\"missing\">What is not shown or not certain, and why</h2>\n<ul>\n");
 	reasons(file, r, BENCH_FAILED);
 	for (unsigned c = 0; c < r->column_count; c++)
 		if (!r->columns[c].present) {
@@ -188,6 +215,7 @@ static void missing(FILE *file, const struct bench_result *r)
 			fprintf(file, "</span></li>\n");
 		}
 	reasons(file, r, BENCH_SKIPPED);
+	unstable(file, r);
 	for (unsigned n = 0; n < r->note_count; n++) {
 		fprintf(file, "<li>");
 		html_text(file, r->notes[n]);
@@ -199,8 +227,9 @@ static void missing(FILE *file, const struct bench_result *r)
 static void methods(FILE *file, const struct bench_result *r)
 {
 	fprintf(file, "<h2 id=\"method\">How it was measured</h2>\n<p>The columns run in turn, one launch of "
-		      "each in a round, so that what "
-		      "drifts on the host drifts for all. A launch counts only if its guest wrote every "
+		      "each in a round, each guest between two native launches; a ratio is of neighbours, so that what "
+		      "drifts on the host drifts for both. The spreads come from how much launches of the same "
+		      "work differed in this run. A launch counts only if its guest wrote every "
 		      "sample that was asked for, "
 		      "ended properly and kept a clock that went like the host's; answers are compared "
 		      "between columns. Raw samples are in the "

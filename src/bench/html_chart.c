@@ -130,7 +130,7 @@ static bool in_chart(const struct bench_result *r, enum bench_group group, unsig
 }
 
 static void ratio_bar(
-	FILE *file, const struct axis *axis, const struct bench_interval *ratio, unsigned colour, unsigned y)
+	FILE *file, const struct axis *axis, const struct bench_figure *ratio, unsigned colour, unsigned y)
 {
 	double one = place(axis, 1), at = place(axis, ratio->value), low = place(axis, ratio->low),
 	       high = place(axis, ratio->high);
@@ -143,8 +143,8 @@ static void ratio_bar(
 		fmin(one, at), y, fmax(fabs(at - one), 0.25), BAR, colour);
 	fprintf(file, "<line class=\"whisker\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"%.1f\" y2=\"%.1f\"/>", low,
 		high, y + BAR / 2.0, y + BAR / 2.0);
-	fprintf(file, "<text x=\"%.2f%%\" dx=\"5\" y=\"%u\">×%s</text>", fmax(fmax(high, at), one),
-		y + BAR - 1, text);
+	fprintf(file, "<text x=\"%.2f%%\" dx=\"5\" y=\"%u\">×%s%s</text>", fmax(fmax(high, at), one),
+		y + BAR - 1, text, ratio->unstable ? "&thinsp;!" : "");
 }
 
 static void work_row(FILE *file, const struct bench_result *r, unsigned w, int base, const struct axis *axis)
@@ -165,11 +165,11 @@ static void work_row(FILE *file, const struct bench_result *r, unsigned w, int b
 	grid(file, axis, bars * BAR_STEP + 4);
 	for (unsigned c = 0; c < r->column_count; c++) {
 		const struct bench_cell *cell = &r->cells[w][c];
-		struct bench_interval ratio;
+		struct bench_figure ratio;
 
 		if (!in_chart(r, group, c, base) || cell->state == BENCH_SKIPPED || cell->state == BENCH_EMPTY)
 			continue;
-		ratio = bench_ratio(cell, &r->cells[w][base], r->noise.relative);
+		ratio = bench_figure(r, w, c, base);
 		if (cell->state == BENCH_FAILED)
 			fprintf(file, "<text class=\"bad\" x=\"%.2f%%\" dx=\"5\" y=\"%u\">failed</text>",
 				place(axis, 1), y + BAR - 1);
@@ -210,7 +210,7 @@ void html_chart(FILE *file, const struct bench_result *r, enum bench_group group
 	for (unsigned w = 0; w < r->work_count; w++)
 		for (unsigned c = 0; c < r->column_count; c++)
 			if (r->works[w].group == group && (int)c != base && r->cells[w][c].state == BENCH_OK) {
-				double ratio = bench_ratio(&r->cells[w][c], &r->cells[w][base], 0).value;
+				double ratio = bench_figure(r, w, c, base).value;
 
 				low = ratio > 0 ? fmin(low, ratio) : low;
 				high = fmax(high, ratio);
@@ -235,8 +235,8 @@ void html_chart(FILE *file, const struct bench_result *r, enum bench_group group
 	html_text(file, r->columns[base].label);
 	fprintf(file,
 		" in the same run, on a logarithmic axis: shorter is faster, left of ×1 is faster than that. "
-		"The thin lines are 95&nbsp;%% intervals, widened by the noise of the "
-		"host.</figcaption>\n</figure>\n");
+		"Each launch is compared with its neighbours in time. The thin lines say where another run is to be "
+		"expected; ! marks what is unstable.</figcaption>\n</figure>\n");
 }
 
 static int by_value(const void *a, const void *b)
@@ -290,7 +290,8 @@ static void profile_kind(FILE *file, const struct bench_profile *profile, unsign
 bool html_profiles(FILE *file, const struct bench_result *r)
 {
 	static const char *const work[BENCH_PARTS] = {
-		"the bare-metal works", "the bare-metal works with two vcpus", "the Linux works and the boot", "the Debian works"};
+		"the bare-metal works", "the bare-metal works with two vcpus", "the Linux works and the boot", "the Linux works with two vcpus",
+		"the Debian works"};
 	bool any = false;
 
 	for (unsigned part = 0; part < BENCH_PARTS; part++)

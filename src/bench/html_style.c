@@ -30,7 +30,7 @@ const char html_style[] =
 	"th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;"
 	"font-variant-numeric:tabular-nums}\n"
 	"th{font-weight:600;vertical-align:bottom}th:first-child,td:first-child,td.t,th.t{text-align:left}\n"
-	"td.t{white-space:normal;min-width:9rem}td small{color:var(--soft)}td.bad{color:var(--bad);font-weight:600}td.none{color:var(--soft)}\n"
+	"td.t{white-space:normal;min-width:9rem}td small{color:var(--soft)}td.bad{color:var(--bad);font-weight:600}td.none{color:var(--soft)}td.shaky{color:var(--warn)}\n"
 	"tbody tr:nth-child(even){background:var(--panel)}\n"
 	"code{font-family:ui-monospace,'DejaVu Sans Mono',monospace;font-size:.82rem;overflow-wrap:anywhere}\n"
 	"details{margin:.6rem 0}summary{cursor:pointer;color:var(--k1)}li{margin:.2rem 0}\n"

@@ -69,13 +69,15 @@ static void host_load(struct bench_result *r, const struct json_value *root)
 	r->host.tsc_hz = number_load(host, "tsc_hz");
 	r->host.load_start = number_load(host, "load_start");
 	r->host.load_end = number_load(host, "load_end");
-	r->noise.blocks = (unsigned)json_integer(json_get(noise, "blocks"));
-	r->noise.median_ns = number_load(noise, "median_ns");
-	r->noise.low_ns = number_load(noise, "low_ns");
-	r->noise.high_ns = number_load(noise, "high_ns");
-	r->noise.worst_ns = number_load(noise, "worst_ns");
-	r->noise.busy = number_load(noise, "busy");
-	r->noise.relative = fmax(0, number_load(noise, "relative"));
+	r->noise.stops = (unsigned)json_integer(json_get(noise, "stops"));
+	r->noise.busy = fmin(fmax(0, number_load(noise, "busy")), 1);
+	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++) {
+		const struct json_value *speed = json_get(noise, bench_speed_names[kind]);
+
+		r->noise.median_ns[kind] = fmax(0, number_load(speed, "median_ns"));
+		r->noise.low_ns[kind] = fmax(0, number_load(speed, "low_ns"));
+		r->noise.high_ns[kind] = fmax(0, number_load(speed, "high_ns"));
+	}
 }
 
 static void columns_load(struct bench_result *r, const struct json_value *root)
@@ -154,6 +156,10 @@ static void launches_load(struct bench_result *r, const struct json_value *root)
 		launch->start = number_load(v, "start");
 		launch->seconds = number_load(v, "seconds");
 		launch->clock_ratio = number_load(v, "clock_ratio");
+		for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
+			launch->speed.ns[kind] =
+				fmax(0, number_load(json_get(v, "speed"), bench_speed_names[kind]));
+		launch->speed.busy = fmin(fmax(0, number_load(json_get(v, "speed"), "busy")), 1);
 		launch->ok = json_true(json_get(v, "ok"));
 		TEXT(launch->why, v, "why");
 		TEXT(launch->command, v, "command");
@@ -216,7 +222,7 @@ int bench_load(struct bench_result *r, const char *path, struct error *err)
 	root = json_parse(text, size);
 	free(text);
 	if (strcmp(json_text(json_get(root, "format"), ""), "vmm-bench") ||
-		json_integer(json_get(root, "format_version")) != 1) {
+		json_integer(json_get(root, "format_version")) != 2) {
 		json_free(root);
 		return error_set(err, -EINVAL,
 			"%.300s is not a result of vmm bench that this version can read.", path);
@@ -235,6 +241,7 @@ int bench_load(struct bench_result *r, const char *path, struct error *err)
 	works_load(r, root);
 	launches_load(r, root);
 	profiles_load(r, root);
+	bench_apart_find(r);
 	json_free(root);
 	return 0;
 }

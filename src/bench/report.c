@@ -51,12 +51,11 @@ static unsigned ratios(const struct bench_result *r, enum bench_group group, uns
 	double low = INFINITY, high = 0;
 
 	for (unsigned w = 0; w < r->work_count; w++) {
-		const struct bench_cell *a = &r->cells[w][column], *b = &r->cells[w][base];
 		double ratio;
 
-		if (r->works[w].group != group || a->state != BENCH_OK || b->state != BENCH_OK)
+		if (r->works[w].group != group)
 			continue;
-		ratio = bench_ratio(a, b, 0).value;
+		ratio = bench_figure(r, w, column, (int)base).value;
 		if (ratio <= 0)
 			continue;
 		if (ratio < low) {
@@ -144,4 +143,33 @@ void bench_ratio_text(double ratio, char *text, size_t size)
 		snprintf(text, size, "<0.001");
 	else if (ratio < 0.095)
 		snprintf(text, size, "%.3f", ratio);
+}
+
+void bench_spread_text(const struct bench_figure *figure, char *text, size_t size)
+{
+	const char *mark = figure->unstable ? "!" : figure->known ? "" : "?";
+
+	if (figure->spread <= 0)
+		snprintf(text, size, "%s", "");
+	else if (figure->spread < 2)
+		snprintf(text, size, "±%.0f%%%s", (figure->spread - 1) * 100, mark);
+	else
+		snprintf(text, size, "×÷%.*f%s", figure->spread < 9.95, figure->spread, mark);
+}
+
+double bench_noise_factor(const struct bench_noise *noise, unsigned kind)
+{
+	return noise->low_ns[kind] > 0 ? noise->high_ns[kind] / noise->low_ns[kind] : 1;
+}
+
+void bench_noise_text(const struct bench_noise *noise, char *text, size_t size)
+{
+	size_t at = (size_t)snprintf(text, size,
+		"Others had the processor for %.0f %% of the time; the host's own speed varied by", noise->busy * 100);
+
+	for (unsigned kind = 0; kind < BENCH_SPEEDS && at < size; kind++)
+		at += (size_t)snprintf(text + at, size - at, "%s ×%.2f (%s)", kind ? "," : "",
+			bench_noise_factor(noise, kind), bench_speed_names[kind]);
+	if (at < size)
+		snprintf(text + at, size - at, " in %u looks", noise->stops);
 }

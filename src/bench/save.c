@@ -32,13 +32,16 @@ static void save_host(struct json_writer *w, const struct bench_result *r)
 	json_end_object(w);
 	json_key(w, "noise");
 	json_begin_object(w);
-	json_member_u64(w, "blocks", noise->blocks);
-	member_double(w, "median_ns", noise->median_ns);
-	member_double(w, "low_ns", noise->low_ns);
-	member_double(w, "high_ns", noise->high_ns);
-	member_double(w, "worst_ns", noise->worst_ns);
+	json_member_u64(w, "stops", noise->stops);
 	member_double(w, "busy", noise->busy);
-	member_double(w, "relative", noise->relative);
+	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++) {
+		json_key(w, bench_speed_names[kind]);
+		json_begin_object(w);
+		member_double(w, "median_ns", noise->median_ns[kind]);
+		member_double(w, "low_ns", noise->low_ns[kind]);
+		member_double(w, "high_ns", noise->high_ns[kind]);
+		json_end_object(w);
+	}
 	json_end_object(w);
 }
 
@@ -130,6 +133,12 @@ static void save_launches(struct json_writer *w, const struct bench_result *r)
 		member_double(w, "start", launch->start);
 		member_double(w, "seconds", launch->seconds);
 		member_double(w, "clock_ratio", launch->clock_ratio);
+		json_key(w, "speed");
+		json_begin_object(w);
+		for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
+			member_double(w, bench_speed_names[kind], launch->speed.ns[kind]);
+		member_double(w, "busy", launch->speed.busy);
+		json_end_object(w);
 		json_member_bool(w, "ok", launch->ok);
 		json_member_string(w, "why", launch->why);
 		json_member_string(w, "command", launch->command);
@@ -174,7 +183,7 @@ int bench_save(const struct bench_result *r, const char *path, struct error *err
 	json_init(&w, file);
 	json_begin_object(&w);
 	json_member_string(&w, "format", "vmm-bench");
-	json_member_u64(&w, "format_version", 1);
+	json_member_u64(&w, "format_version", 2);
 	json_member_string(&w, "version", r->version);
 	json_member_string(&w, "commit", r->commit);
 	json_member_string(&w, "date", r->date);

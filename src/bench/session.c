@@ -28,7 +28,7 @@ struct session {
 	struct bench_result *result;
 	int interrupt;
 	uint64_t start, deadline; /* ns; deadline is ~0 without a budget */
-	unsigned rounds, repeat;
+	unsigned rounds, bare_rounds, bare_round, repeat; /* bare_round: of the bare-metal parts, that have been run */
 	unsigned order[BENCH_COLUMN_MAX]; /* of launches within a round */
 	const char *scale, *cycles; /* the lengths of a sample: of the Linux works, of the nano works */
 	double limit; /* seconds for a launch */
@@ -246,9 +246,19 @@ static bool part_possible(const struct session *s, enum bench_part part, const s
 	switch (part) {
 	case BENCH_PART_SMP: return !native && s->paths->nano[0];
 	case BENCH_PART_NANO: return native ? s->paths->nano_native[0] : s->paths->nano[0];
-	case BENCH_PART_LINUX: return s->paths->micro[0] && (native || s->paths->kernel[0]);
+	case BENCH_PART_LINUX:
+	case BENCH_PART_LINUX_SMP: return s->paths->micro[0] && (native || s->paths->kernel[0]);
 	default: return !native && s->paths->root[0];
 	}
+}
+
+/* The native column, if it does anything of the part; -1 if not. */
+static int native_column(const struct session *s, enum bench_part part)
+{
+	for (unsigned c = 0; c < s->result->column_count; c++)
+		if (s->result->columns[c].kind == BENCH_NATIVE && part_possible(s, part, &s->result->columns[c]))
+			return (int)c;
+	return -1;
 }
 
 /* With a budget, the first round leaves something for the columns that come after this one. */
@@ -288,7 +298,7 @@ static struct bench_launch *launch_once(
 	}
 	bench_command_text(child->argv, launch->command, sizeof(launch->command));
 	unlink(s->paths->stats);
-	bench_meter_run(&s->meter, BENCH_BATCH);
+	bench_meter_run(&s->meter, &launch->speed);
 	rc = bench_spawn(child);
 	launch->seconds = child->seconds;
 	if (rc)
@@ -397,14 +407,14 @@ static int turn(struct session *s, enum bench_part part, unsigned column, unsign
 	return 0;
 }
 
-/* Is there time for another round of the part? As long as the last one took, and a bit more. */
-static bool round_fits(const struct session *s, enum bench_part part)
+/* Is there time for another launch? As long as the last one took and its neighbours, and a bit more. */
+static bool launch_fits(const struct session *s, enum bench_part part, unsigned column)
 {
-	double sum = 1;
+	double sum = s->took[part][column];
 
-	for (unsigned c = 0; c < s->result->column_count; c++)
-		sum += s->took[part][c] * 1.2;
-	return sum < remaining(s);
+	if (native_column(s, part) >= 0)
+		sum += 2 * s->took[part][native_column(s, part)];
+	return 1 + sum * 1.2 < remaining(s);
 }
 
 /* What a column cannot do by its nature. */
@@ -429,28 +439,102 @@ static void impossible_skip(struct session *s)
 		}
 }
 
+static int turn_try(struct session *s, enum bench_part part, unsigned column, unsigned round)
+{
+	if (remaining(s) >= 1)
+		return turn(s, part, column, round);
+	part_skip(s, part, column, late);
+	return 0;
+}
+
+/*
+ * With a budget, the slowest column waits until the others have been launched a second time: by their difference two
+ * launches say what one launch of each cannot.
+ */
+static bool postponed(const struct session *s, enum bench_part part, unsigned column, unsigned round)
+{
+	double others = 0;
+
+	for (unsigned c = 0; c < s->result->column_count; c++)
+		others += s->took[part][c];
+	return !round && part == BENCH_PART_LINUX && s->deadline != ~0ull && s->rounds > 1 && others > 0 &&
+	       !strcmp(s->result->columns[column].id, "interp");
+}
+
+/*
+ * Every guest between two native launches, so that a ratio to native is one of neighbours in time. Between the long launches of
+ * the Linux parts there is time for the short ones of the bare-metal parts, which so see the host at several times.
+ */
+static int bare_run(struct session *s);
+
+static int part_run(struct session *s, enum bench_part part, unsigned round)
+{
+	int native = native_column(s, part), rc = 0;
+	bool guests = false;
+
+	for (unsigned i = 0; i < s->result->column_count && !rc; i++) {
+		unsigned c = s->order[i];
+
+		if ((int)c == native || !part_possible(s, part, &s->result->columns[c]) ||
+			(round && !launch_fits(s, part, c)) || postponed(s, part, c, round))
+			continue;
+		guests = true;
+		if (native >= 0)
+			rc = turn_try(s, part, (unsigned)native, round);
+		if (!rc)
+			rc = turn_try(s, part, c, round);
+		if (!rc && !bench_part_bare(part))
+			rc = bare_run(s);
+	}
+	if (native >= 0 && !rc && (guests || !round || launch_fits(s, part, (unsigned)native)))
+		rc = turn_try(s, part, (unsigned)native, round);
+	return rc;
+}
+
+/* A round of the bare-metal parts, if there is still one to be run and it leaves some time for the rest. */
+static int bare_run(struct session *s)
+{
+	double took = 0;
+	int rc = 0;
+
+	for (unsigned part = 0; part < BENCH_PARTS; part++)
+		for (unsigned c = 0; bench_part_bare((enum bench_part)part) && c < s->result->column_count; c++)
+			took += 2 * s->took[part][c];
+	if (s->bare_round == s->bare_rounds || (s->bare_round && remaining(s) < (s->bare_round < 3 ? 4 : 10) * took))
+		return 0;
+	for (unsigned part = 0; part < BENCH_PARTS && !rc; part++)
+		if (bench_part_bare((enum bench_part)part))
+			rc = part_run(s, (enum bench_part)part, s->bare_round);
+	s->bare_round++;
+	return rc;
+}
+
+/* With a budget, the guests with two vcpus, which have little to do, boot once, when the others have twice. */
+static bool part_due(const struct session *s, enum bench_part part, unsigned round)
+{
+	return !bench_part_bare(part) && (part != BENCH_PART_LINUX_SMP || s->deadline == ~0ull ||
+						 round == (s->rounds > 1 ? 1 : 0));
+}
+
 static int rounds_run(struct session *s)
 {
-	for (unsigned round = 0; round < s->rounds; round++)
-		for (unsigned part = 0; part < BENCH_PARTS; part++) {
-			if (round && !round_fits(s, (enum bench_part)part))
-				continue;
-			for (unsigned i = 0; i < s->result->column_count; i++) {
-				unsigned c = s->order[i];
-				int rc;
+	int rc = bare_run(s);
 
-				if (!part_possible(s, (enum bench_part)part, &s->result->columns[c]))
-					continue;
-				if (remaining(s) < 1) {
-					part_skip(s, (enum bench_part)part, c, late);
-					continue;
-				}
-				rc = turn(s, (enum bench_part)part, c, round);
-				if (rc)
-					return rc;
-			}
-		}
-	return 0;
+	for (unsigned round = 0; round < s->rounds && !rc; round++) {
+		for (unsigned part = 0; part < BENCH_PARTS && !rc; part++)
+			if (part_due(s, (enum bench_part)part, round))
+				rc = part_run(s, (enum bench_part)part, round);
+		if (!rc)
+			rc = bare_run(s);
+	}
+	while (!rc && s->bare_round < s->bare_rounds) {
+		unsigned before = s->bare_round;
+
+		rc = bare_run(s);
+		if (s->bare_round == before)
+			break;
+	}
+	return rc;
 }
 
 /* The column whose answers are the reference for a work: native, else the first that has one. */
@@ -506,9 +590,9 @@ static void pace_set(struct session *s)
 	s->cycles = "400000"; /* short beside a time slice of the host */
 	switch (config->pace) {
 	case BENCH_QUICK:
-		s->rounds = 3;
-		s->repeat = 3;
-		s->scale = "0.005";
+		s->rounds = 5;
+		s->repeat = 9;
+		s->scale = "0.002";
 		s->limit = 45; /* the budget usually ends a launch earlier */
 		s->deadline = s->start + 55ull * 1000000000;
 		break;
@@ -521,14 +605,15 @@ static void pace_set(struct session *s)
 		break;
 	default:
 		s->rounds = 5;
-		s->repeat = 3;
-		s->scale = "0.02";
+		s->repeat = 7;
+		s->scale = "0.01";
 		s->limit = 300;
 		s->deadline = ~0ull;
 		break;
 	}
+	s->bare_rounds = s->rounds * 2;
 	if (config->rounds)
-		s->rounds = config->rounds;
+		s->rounds = s->bare_rounds = config->rounds;
 	if (config->limit)
 		s->limit = config->limit;
 }
@@ -536,8 +621,10 @@ static void pace_set(struct session *s)
 int bench_session(const struct bench_config *config, struct bench_result *result,
 	const struct bench_paths *paths, int interrupt, struct error *err)
 {
-	static const unsigned first_blocks = 20 * BENCH_BATCH;
+	enum { FIRST_STOPS = 10, LAST_STOPS = 5 };
 	struct session *s = calloc(1, sizeof(*s));
+	struct bench_speed speed;
+	char noise[BENCH_TEXT_MAX];
 	int rc;
 
 	if (!s)
@@ -548,21 +635,22 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 	s->interrupt = interrupt;
 	s->start = bench_now();
 	pace_set(s);
-	bench_meter_run(&s->meter, first_blocks);
+	for (unsigned i = 0; i < FIRST_STOPS; i++)
+		bench_meter_run(&s->meter, &speed);
 	bench_meter_read(&s->meter, &result->noise);
-	fprintf(stderr,
-		"host noise %.1f %% (a fixed piece of work, %u times; others had the processor for %.0f %% of "
-		"that time), load average %.2f\n",
-		result->noise.relative * 100, result->noise.blocks, result->noise.busy * 100,
-		result->host.load_start);
+	bench_noise_text(&result->noise, noise, sizeof(noise));
+	fprintf(stderr, "%s; load average %.2f\n", noise, result->host.load_start);
 	order_set(s);
 	impossible_skip(s);
 	rc = rounds_run(s);
-	bench_meter_run(&s->meter, 4 * BENCH_BATCH);
+	for (unsigned i = 0; i < LAST_STOPS; i++)
+		bench_meter_run(&s->meter, &speed);
 	bench_meter_read(&s->meter, &result->noise);
+	bench_meter_drop(&s->meter);
 	result->host.load_end = bench_load_average();
 	result->seconds = elapsed(s);
 	answers_compare(result);
+	bench_apart_find(result);
 	free(s);
 	return rc ? error_set(err, rc, "Interrupted.") : 0;
 }

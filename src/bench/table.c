@@ -19,45 +19,43 @@ static void put_padded(FILE *file, const char *text, int width)
 	fprintf(file, "%*s%s", width > text_width(text) ? width - text_width(text) : 0, "", text);
 }
 
-static void cell_text(const struct bench_work *work, const struct bench_cell *cell, char *text, size_t size)
+static void cell_text(const struct bench_result *r, unsigned w, unsigned c, char *text, size_t size)
 {
-	struct bench_interval quartiles;
-	char value[24];
+	struct bench_figure figure = bench_figure(r, w, c, -1);
+	char value[24], spread[24];
 
-	switch (cell->state) {
+	switch (r->cells[w][c].state) {
 	case BENCH_FAILED: snprintf(text, size, "FAILED"); return;
 	case BENCH_SKIPPED: snprintf(text, size, "skipped"); return;
 	case BENCH_EMPTY: snprintf(text, size, "-"); return;
 	default: break;
 	}
-	quartiles = bench_quartiles(cell);
-	bench_value_text(quartiles.value, work->unit, value, sizeof(value));
-	if (quartiles.value > 0)
-		snprintf(text, size, "%s ±%.0f%%", value,
-			(quartiles.high - quartiles.low) / 2 / quartiles.value * 100);
+	bench_value_text(figure.value, r->works[w].unit, value, sizeof(value));
+	bench_spread_text(&figure, spread, sizeof(spread));
+	if (figure.value > 0)
+		snprintf(text, size, "%s %s", value, spread);
 	else
 		snprintf(text, size, "about 0");
 }
 
 static void ratio_cell(const struct bench_result *r, unsigned w, unsigned c, int base, char *text, size_t size)
 {
-	const struct bench_cell *a = &r->cells[w][c];
 	char value[16], low[16], high[16];
-	struct bench_interval ratio;
+	struct bench_figure ratio;
 
 	text[0] = 0;
-	if (base < 0 || (int)c == base || a->state != BENCH_OK || r->cells[w][base].state != BENCH_OK)
+	if (base < 0 || (int)c == base)
 		return;
-	ratio = bench_ratio(a, &r->cells[w][base], r->noise.relative);
+	ratio = bench_figure(r, w, c, base);
 	if (ratio.value <= 0)
 		return;
 	bench_ratio_text(ratio.value, value, sizeof(value));
 	bench_ratio_text(ratio.low, low, sizeof(low));
 	bench_ratio_text(ratio.high, high, sizeof(high));
-	snprintf(text, size, "×%s (%s..%s)", value, low, high);
+	snprintf(text, size, "×%s (%s..%s)%s", value, low, high, ratio.unstable ? "!" : "");
 }
 
-#define VALUE_WIDTH 14
+#define VALUE_WIDTH 16
 #define RATIO_WIDTH 24
 
 static void group_print(const struct bench_result *r, enum bench_group group, FILE *file)
@@ -89,7 +87,7 @@ static void group_print(const struct bench_result *r, enum bench_group group, FI
 		for (unsigned c = 0; c < r->column_count; c++) {
 			if (!bench_cell_shown(r, group, c))
 				continue;
-			cell_text(&r->works[w], &r->cells[w][c], text, sizeof(text));
+			cell_text(r, w, c, text, sizeof(text));
 			fputc(' ', file);
 			put_padded(file, text, VALUE_WIDTH);
 			if ((int)c == base || base < 0)
@@ -135,22 +133,43 @@ static void reasons_print(const struct bench_result *r, enum bench_state state, 
 		}
 }
 
+/* Figures that the run itself says are not to be relied upon. */
+static void unstable_print(const struct bench_result *r, FILE *file)
+{
+	unsigned n = 0;
+
+	for (unsigned c = 0; c < r->column_count; c++)
+		for (unsigned w = 0; w < r->work_count; w++) {
+			char text[BENCH_TEXT_MAX];
+
+			if (!bench_figure(r, w, c, -1).unstable)
+				continue;
+			if (!n++)
+				fprintf(file, "\nUnstable (!), nothing can be claimed of them:\n");
+			bench_unstable_text(r, w, c, text, sizeof(text));
+			fprintf(file, "  %s on %s: %s.\n", r->works[w].id, r->columns[c].id, text);
+		}
+}
+
 void bench_table_print(const struct bench_result *r, FILE *file)
 {
 	bool title = false;
+	char noise[BENCH_TEXT_MAX];
 
 	fprintf(file, "vmm bench (%s), %s, version %s, commit %s\n", r->pace, r->date, r->version, r->commit);
 	fprintf(file, "Host: %s, %u processors%s, %s, load average %.2f to %.2f. KVM: %s.\n", r->host.cpu,
 		r->host.cpus, r->host.hypervisor ? ", itself a virtual machine" : "", r->host.kernel,
 		r->host.load_start, r->host.load_end, r->host.kvm);
+	bench_noise_text(&r->noise, noise, sizeof(noise));
 	fprintf(file,
-		"Guest kernel: %s. Noise of the host: %.1f %% (%u blocks, worst %+.0f %%); every ratio is "
-		"widened by it.\n"
-		"Medians, ± half the distance between the quartiles; ratios with their 95 %% interval.\n",
-		r->guest_kernel[0] ? r->guest_kernel : "none", r->noise.relative * 100, r->noise.blocks,
-		r->noise.median_ns > 0 ? (r->noise.worst_ns / r->noise.median_ns - 1) * 100 : 0);
+		"Guest kernel: %s. %s.\n"
+		"Medians with their spread: as far as two launches of this run were apart in 95 %% of the works, "
+		"or this work's own.\n× is the ratio to the base's launches just before and after. ! is unstable: see "
+		"below.\n",
+		r->guest_kernel[0] ? r->guest_kernel : "none", noise);
 	for (unsigned group = 0; group < BENCH_GROUPS; group++)
 		group_print(r, (enum bench_group)group, file);
+	unstable_print(r, file);
 	reasons_print(r, BENCH_FAILED, "Failed:", file);
 	reasons_print(r, BENCH_SKIPPED, "Skipped:", file);
 	for (unsigned c = 0; c < r->column_count; c++)

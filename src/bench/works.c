@@ -9,7 +9,8 @@
 
 const char *const bench_group_names[BENCH_GROUPS] = {"nano", "micro", "macro"};
 const char *const bench_unit_names[BENCH_UNITS] = {"cycles", "ns", "s"};
-const char *const bench_part_names[BENCH_PARTS] = {"bare metal", "two vcpus", "linux", "debian"};
+const char *const bench_part_names[BENCH_PARTS] = {
+	"bare metal", "two vcpus", "linux", "linux with two vcpus", "debian"};
 const char *const bench_state_names[BENCH_STATES] = {"empty", "ok", "failed", "skipped"};
 const char *const bench_kind_names[BENCH_COLUMN_KINDS] = {"native", "vmm", "qemu"};
 
@@ -65,7 +66,8 @@ const struct bench_work bench_works[] = {
 	MICRO("fork-exec", "fork(), exec, exit and wait"),
 	MICRO("pipe-pingpong", "two processes in turn, by two pipes"),
 	MICRO("signal", "signal to oneself and its handler"),
-	MICRO("futex-wake", "wake-up of a thread on another processor, by futex"),
+	{"futex-wake", BENCH_MICRO, BENCH_NS, BENCH_PART_LINUX_SMP,
+		"wake-up of a thread on another processor, by futex", true, false},
 	MICRO("latency-16k", "dependent load, 16 KiB working set"),
 	HEAVY("latency-64k", "dependent load, 64 KiB working set"),
 	MICRO("latency-256k", "dependent load, 256 KiB working set"),

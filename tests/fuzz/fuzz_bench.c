@@ -83,7 +83,7 @@ size_t fuzz_seed(unsigned kind, uint8_t *data, size_t size)
 		"BENCH-END ok\n",
 		"1BENCH-BEGIN\nBENCH-CLOCK unit=cycles value=5\nBENCH name=callret unit=cycles n=9 value=-0.5 check=0\n"
 		"BENCH-CLOCK unit=cycles value=99999999999\nBENCH-END failed\n",
-		"0{\"format\": \"vmm-bench\", \"format_version\": 1, \"columns\": [{\"id\": \"native\", \"kind\": \"native\", "
+		"0{\"format\": \"vmm-bench\", \"format_version\": 2, \"columns\": [{\"id\": \"native\", \"kind\": \"native\", "
 		"\"present\": true}], \"works\": [{\"id\": \"getppid\", \"group\": \"micro\", \"unit\": \"ns\", \"results\": "
 		"[{\"column\": \"native\", \"state\": \"ok\", \"check\": \"5\", \"samples\": [{\"value\": 2.5, \"n\": 3, "
 		"\"launch\": 0}]}]}], \"launches\": [{\"column\": \"native\", \"ok\": true}], \"profiles\": [{\"part\": "

@@ -49,54 +49,282 @@ START_TEST(one_outlier_moves_no_median)
 }
 END_TEST
 
-START_TEST(ratios)
-{
-	struct bench_cell a = CELL(5, 20, 20, 20, 20, 20), b = CELL(5, 10, 10, 10, 10, 10), none = {0};
-	struct bench_interval r = bench_ratio(&a, &b, 0);
+static struct bench_result result, loaded;
 
-	NEAR(r.value, 2);
-	NEAR(r.low, 2);
-	NEAR(r.high, 2);
-	/* The host's noise widens it on both sides. */
-	r = bench_ratio(&a, &b, 0.25);
-	NEAR(r.low, 1.6);
-	NEAR(r.high, 2.5);
-	NEAR(bench_ratio(&a, &none, 0).value, 0);
-	NEAR(bench_ratio(&none, &b, 0).value, 0);
+/* Two columns, native and tcg, with the bases of micro's ratios native; works WORKS of them. */
+#define WORKS 20
+static void result_begin(void)
+{
+	memset(&result, 0, sizeof(result));
+	result.column_count = 2;
+	strcpy(result.columns[0].id, "native");
+	strcpy(result.columns[1].id, "tcg");
+	result.columns[1].kind = BENCH_QEMU;
+	result.columns[0].present = result.columns[1].present = true;
+	result.work_count = WORKS;
+	for (unsigned w = 0; w < WORKS; w++) {
+		result.works[w] = (struct bench_work){
+			.group = BENCH_MICRO, .unit = BENCH_NS, .part = BENCH_PART_LINUX};
+		snprintf(result.works[w].id, sizeof(result.works[w].id), "w%u", w);
+		result.cells[w][0] = CELL(3, 10, 10, 10, 10, 10, 10);
+		result.cells[w][1] = CELL(3, 20, 20, 20, 20, 20, 20);
+	}
+	result.launch_count = 8;
+}
+
+/* Puts the launches of a cell where they belong among all. */
+static void launches_set(struct bench_cell *cell, unsigned first, unsigned step)
+{
+	for (unsigned i = 0; i < cell->count; i++)
+		cell->samples[i].launch = first + step * cell->samples[i].launch;
+}
+
+START_TEST(quiet_host)
+{
+	struct bench_figure time, ratio;
+
+	result_begin();
+	bench_apart_find(&result);
+	time = bench_figure(&result, 0, 1, -1);
+	ratio = bench_figure(&result, 0, 1, 0);
+	NEAR(time.value, 20);
+	NEAR(time.spread, 1);
+	NEAR(ratio.value, 2);
+	NEAR(ratio.low, 2);
+	NEAR(ratio.high, 2);
+	ck_assert(time.known && !time.unstable && !ratio.unstable);
+	ck_assert_uint_eq(time.launches, 2);
+	/* Nothing of the base's own, of another state, or without a base. */
+	NEAR(bench_figure(&result, 0, 0, 0).value, 0);
+	result.cells[0][0].state = BENCH_FAILED;
+	NEAR(bench_figure(&result, 0, 0, -1).value, 0);
+	NEAR(bench_figure(&result, 0, 1, 0).value, 0);
 }
 END_TEST
 
-START_TEST(ratio_of_noisy_samples_holds_the_truth)
+/* Two launches that agree by chance do not make a figure better than the others. */
+START_TEST(spread_is_borrowed)
 {
-	struct bench_cell a = CELL(10, 19, 20, 21, 20, 22, 18, 20, 19, 21, 20),
-			  b = CELL(10, 9, 10, 11, 10, 12, 8, 10, 9, 11, 10);
-	struct bench_interval r = bench_ratio(&a, &b, 0), again = bench_ratio(&a, &b, 0);
+	struct bench_figure figure;
 
-	ck_assert(r.low < 2 && r.high > 2 && r.low > 1.5 && r.high < 2.7);
-	ck_assert(r.low == again.low && r.high == again.high);
+	result_begin();
+	for (unsigned w = 1; w < WORKS; w++)
+		result.cells[w][1] = CELL(3, 20, 20, 20, 22, 22, 22);
+	bench_apart_find(&result);
+	figure = bench_figure(&result, 0, 1, -1);
+	NEAR(figure.value, 20);
+	NEAR(figure.spread, 1.1);
+	NEAR(figure.own, 1);
+	/* Also by a column that was launched once, from another guest. */
+	result.columns[2] = result.columns[1];
+	result.column_count = 3;
+	for (unsigned w = 0; w < WORKS; w++)
+		result.cells[w][2] = CELL(3, 20, 20, 20);
+	bench_apart_find(&result);
+	figure = bench_figure(&result, 0, 2, -1);
+	NEAR(figure.spread, 1.1);
+	ck_assert(figure.known && !figure.unstable);
+	/* But not from the native program, which is no guest. */
+	result.columns[1].kind = BENCH_NATIVE;
+	bench_apart_find(&result);
+	ck_assert(!bench_figure(&result, 0, 2, -1).known);
 }
 END_TEST
 
-/* Launches that differ among themselves are not hidden by samples that agree within each. */
-START_TEST(ratio_covers_launches)
+/* Launches that differ are not hidden by samples that agree within each. */
+START_TEST(unstable_figure)
 {
-	struct bench_cell a = CELL(4, 10, 10, 10, 10, 14, 14, 14, 14),
-			  b = CELL(4, 10, 10, 10, 10, 10, 10, 10, 10);
-	struct bench_interval r = bench_ratio(&a, &b, 0);
+	struct bench_figure figure;
+	char text[BENCH_TEXT_MAX];
 
-	ck_assert(r.low <= 1.0 && r.high >= 1.4);
+	result_begin();
+	result.cells[3][1] = CELL(3, 20, 20, 20, 60, 60, 60);
+	result.launches[0].speed = (struct bench_speed){{1, 1, 1, 1}, 0.5};
+	result.launches[1].speed = (struct bench_speed){{1, 2, 1, 1}, 0.1};
+	bench_apart_find(&result);
+	figure = bench_figure(&result, 3, 1, -1);
+	ck_assert(figure.unstable && figure.low <= 20 && figure.high >= 60);
+	NEAR(figure.own, 3);
+	ck_assert(!bench_figure(&result, 4, 1, -1).unstable);
+	bench_unstable_text(&result, 3, 1, text, sizeof(text));
+	ck_assert_msg(strstr(text, "×3.00") && strstr(text, "30 %") && strstr(text, "(wide) varied by ×2.00"), "%s", text);
+	/* A result from elsewhere may name launches that it does not have. */
+	launches_set(&result.cells[3][1], 4000000000u, 1);
+	bench_unstable_text(&result, 3, 1, text, sizeof(text));
+	ck_assert_ptr_null(strstr(text, "around"));
 }
 END_TEST
 
-/* Cycles about zero: no ratio, and no division by what is not positive. */
-START_TEST(ratio_about_zero)
+/* The host's own speed, measured, is a part of every spread. */
+START_TEST(spread_covers_the_host)
 {
-	struct bench_cell a = CELL(3, -0.2, 0.1, -0.1), b = CELL(3, 5, 5, 5);
+	result_begin();
+	result.noise.low_ns[BENCH_WIDE] = 100;
+	result.noise.high_ns[BENCH_WIDE] = 130;
+	bench_apart_find(&result);
+	NEAR(bench_figure(&result, 0, 1, -1).spread, 1.3);
+	NEAR(bench_figure(&result, 0, 1, 0).spread, 1.3);
+}
+END_TEST
 
-	NEAR(bench_ratio(&a, &b, 0.1).value, 0);
-	NEAR(bench_ratio(&b, &a, 0.1).value, 0);
-	a = CELL(3, -0.2, 0.1, 0.3);
-	ck_assert(isfinite(bench_ratio(&b, &a, 0.1).high) && isfinite(bench_ratio(&b, &a, 0.1).low));
+/* A host that becomes twice as slow in the middle: times say so, ratios of neighbours do not. */
+START_TEST(ratio_of_neighbours)
+{
+	struct bench_figure ratio;
+
+	result_begin();
+	for (unsigned w = 0; w < WORKS; w++) {
+		result.cells[w][0] = CELL(1, 10, 10, 20, 20); /* launches 0, 2, 4, 6 */
+		launches_set(&result.cells[w][0], 0, 2);
+		result.cells[w][1] = CELL(1, 30, 60); /* launches 1, 5 */
+		launches_set(&result.cells[w][1], 1, 4);
+	}
+	bench_apart_find(&result);
+	NEAR(bench_figure(&result, 0, 1, -1).spread, 2);
+	ratio = bench_figure(&result, 0, 1, 0);
+	NEAR(ratio.value, 3);
+	NEAR(ratio.spread, 1);
+	/* In the middle of the change the base is between the two: the geometric mean. */
+	launches_set(&result.cells[0][1], 2, 0);
+	result.cells[0][1] = CELL(1, 30);
+	launches_set(&result.cells[0][1], 3, 1);
+	NEAR(bench_figure(&result, 0, 1, 0).value, 30 / sqrt(200));
+}
+END_TEST
+
+/* Cycles about zero: no ratio, and no logarithm of what is not positive. */
+START_TEST(about_zero)
+{
+	struct bench_figure figure;
+
+	result_begin();
+	result.cells[0][0] = CELL(3, -0.2, 0.1, -0.1);
+	result.cells[0][1] = CELL(3, 5, 5, 5);
+	bench_apart_find(&result);
+	NEAR(bench_figure(&result, 0, 1, 0).value, 0);
+	figure = bench_figure(&result, 0, 0, -1);
+	NEAR(figure.value, -0.1);
+	NEAR(figure.low, -0.2);
+	NEAR(figure.high, 0.1);
+	NEAR(figure.spread, 0);
+}
+END_TEST
+
+/* One launch of everything: there is nothing to say what the next one would be. */
+START_TEST(launched_once)
+{
+	struct bench_figure figure;
+	char text[24];
+
+	result_begin();
+	for (unsigned w = 0; w < WORKS; w++) {
+		result.cells[w][0] = CELL(3, 10, 10, 10);
+		result.cells[w][1] = CELL(3, 20, 20, 24);
+	}
+	bench_apart_find(&result);
+	figure = bench_figure(&result, 0, 1, -1);
+	ck_assert(!figure.known);
+	NEAR(figure.spread, 1.2);
+	bench_spread_text(&figure, text, sizeof(text));
+	ck_assert_str_eq(text, "±20%?");
+	figure.spread = 2.44;
+	figure.known = figure.unstable = true;
+	bench_spread_text(&figure, text, sizeof(text));
+	ck_assert_str_eq(text, "×÷2.4!");
+}
+END_TEST
+
+START_TEST(metering)
+{
+	static struct bench_meter meter;
+	struct bench_noise noise;
+	struct bench_speed speed;
+
+	for (unsigned i = 0; i < 3; i++)
+		bench_meter_run(&meter, &speed);
+	bench_meter_read(&meter, &noise);
+	bench_meter_drop(&meter);
+	ck_assert_uint_eq(noise.stops, 3);
+	ck_assert(noise.busy >= 0 && noise.busy < 1);
+	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++) {
+		ck_assert_msg(noise.low_ns[kind] > 1000, "%s", bench_speed_names[kind]);
+		ck_assert(noise.low_ns[kind] <= noise.median_ns[kind] && noise.median_ns[kind] <= noise.high_ns[kind]);
+		ck_assert(bench_noise_factor(&noise, kind) >= 1);
+	}
+}
+END_TEST
+
+static char *file_text(const char *name)
+{
+	static char text[1 << 18];
+	FILE *file = fopen(name, "r");
+
+	text[fread(text, 1, sizeof(text) - 1, file)] = 0;
+	fclose(file);
+	return text;
+}
+
+static char path[64];
+
+static void path_make(void)
+{
+	int fd;
+
+	strcpy(path, "/tmp/vmm-test-XXXXXX");
+	fd = mkstemp(path);
+	ck_assert_int_ge(fd, 0);
+	close(fd);
+}
+
+/* What compare prints of result, then of result with every time of every column times factor and the host's speed times host. */
+static const char *compared(double all, double tcg, double host)
+{
+	char before[64], after[64], printed[64];
+	struct error err = {0};
+	int keep = dup(1);
+
+	path_make();
+	strcpy(before, path);
+	path_make();
+	strcpy(after, path);
+	path_make();
+	strcpy(printed, path);
+	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
+		result.noise.low_ns[kind] = result.noise.median_ns[kind] = result.noise.high_ns[kind] = 100;
+	ck_assert_int_eq(bench_save(&result, before, &err), 0);
+	for (unsigned w = 0; w < result.work_count; w++)
+		for (unsigned c = 0; c < 2; c++)
+			for (unsigned i = 0; i < result.cells[w][c].count; i++)
+				result.cells[w][c].samples[i].value *= c ? all * tcg : all;
+	result.noise.low_ns[BENCH_WIDE] = result.noise.median_ns[BENCH_WIDE] = result.noise.high_ns[BENCH_WIDE] =
+		100 * host;
+	ck_assert_int_eq(bench_save(&result, after, &err), 0);
+	fflush(stdout);
+	ck_assert_ptr_nonnull(freopen(printed, "w", stdout));
+	ck_assert_int_eq(bench_compare(before, after, &err), 0);
+	fflush(stdout);
+	dup2(keep, 1);
+	close(keep);
+	unlink(before);
+	unlink(after);
+	return file_text(printed);
+}
+
+START_TEST(comparing)
+{
+	result_begin();
+	ck_assert_ptr_nonnull(strstr(compared(1, 1, 1), "0 faster, 0 slower, 40 within the spread"));
+	/* The same host and other times: every one counts. */
+	result_begin();
+	ck_assert_ptr_nonnull(strstr(compared(1.1, 1, 1), "0 faster, 40 slower, 0 within"));
+	/* The host is slower by as much, as its speed says: nothing changed. */
+	result_begin();
+	ck_assert_msg(strstr(compared(1.29, 1, 1.3), "0 faster, 0 slower, 40 within"), "%.3000s", file_text(path));
+	ck_assert_ptr_nonnull(strstr(file_text(path), "The host drifted: in the second run wide ×1.30 as long"));
+	/* And behind that one column changed. */
+	result_begin();
+	ck_assert_ptr_nonnull(strstr(compared(1.29, 0.8, 1.3), "20 faster, 0 slower, 20 within"));
+	unlink(path);
 }
 END_TEST
 
@@ -318,8 +546,6 @@ START_TEST(initrd)
 }
 END_TEST
 
-static struct bench_result result, loaded;
-
 static void sample_result(void)
 {
 	memset(&result, 0, sizeof(result));
@@ -344,7 +570,11 @@ static void sample_result(void)
 	result.cells[1][0] = CELL(3, 100000, 110000, 120000);
 	result.cells[1][1].state = BENCH_FAILED;
 	strcpy(result.cells[1][1].why, "A wrong answer: <script>alert(1)</script>.");
-	result.noise.relative = 0.03;
+	result.noise.stops = 7;
+	result.noise.busy = 0.25;
+	result.noise.median_ns[BENCH_MEMORY] = 1250.5;
+	result.launches[0].speed.ns[BENCH_KERNEL] = 77;
+	bench_apart_find(&result);
 	result.launch_count = 1;
 	result.launches[0].part = BENCH_PART_LINUX;
 	result.launches[0].ok = true;
@@ -353,18 +583,6 @@ static void sample_result(void)
 	result.profiles[BENCH_PART_LINUX][1].count = 1;
 	strcpy(result.profiles[BENCH_PART_LINUX][1].counters[0].name, "exits.pio");
 	result.profiles[BENCH_PART_LINUX][1].counters[0].value = 12345678901234567;
-}
-
-static char path[64];
-
-static void path_make(void)
-{
-	int fd;
-
-	strcpy(path, "/tmp/vmm-test-XXXXXX");
-	fd = mkstemp(path);
-	ck_assert_int_ge(fd, 0);
-	close(fd);
 }
 
 START_TEST(save_and_load)
@@ -387,21 +605,14 @@ START_TEST(save_and_load)
 	ck_assert_int_eq(loaded.cells[1][1].state, BENCH_FAILED);
 	ck_assert_str_eq(loaded.cells[1][1].why, result.cells[1][1].why);
 	ck_assert_uint_eq(loaded.profiles[BENCH_PART_LINUX][1].counters[0].value, 12345678901234567);
-	NEAR(loaded.noise.relative, 0.03);
+	ck_assert_uint_eq(loaded.noise.stops, 7);
+	NEAR(loaded.noise.busy, 0.25);
+	NEAR(loaded.noise.median_ns[BENCH_MEMORY], 1250.5);
+	NEAR(loaded.launches[0].speed.ns[BENCH_KERNEL], 77);
 	ck_assert_int_eq(bench_save(&result, "/nonexistent/x.json", &err), -ENOENT);
 	ck_assert(strstr(err.message, "/nonexistent/x.json"));
 }
 END_TEST
-
-static char *file_text(const char *name)
-{
-	static char text[1 << 18];
-	FILE *file = fopen(name, "r");
-
-	text[fread(text, 1, sizeof(text) - 1, file)] = 0;
-	fclose(file);
-	return text;
-}
 
 /* The page asks for nothing from elsewhere, and what a guest said is text in it. */
 START_TEST(page)
@@ -428,9 +639,9 @@ END_TEST
 
 START_TEST(refused_files)
 {
-	static const char *const texts[] = {"", "{", "[]", "{\"format\": \"other\", \"format_version\": 1}",
-		"{\"format\": \"vmm-bench\", \"format_version\": 2}", "{\"format\": \"vmm-bench\"}",
-		"{\"format\": \"vmm-bench\", \"format_version\": 1} x"};
+	static const char *const texts[] = {"", "{", "[]", "{\"format\": \"other\", \"format_version\": 2}",
+		"{\"format\": \"vmm-bench\", \"format_version\": 3}", "{\"format\": \"vmm-bench\"}",
+		"{\"format\": \"vmm-bench\", \"format_version\": 2} x"};
 	struct error err = {0};
 	FILE *file;
 
@@ -578,10 +789,15 @@ int main(void)
 
 	tcase_add_test(statistics, medians);
 	tcase_add_test(statistics, one_outlier_moves_no_median);
-	tcase_add_test(statistics, ratios);
-	tcase_add_test(statistics, ratio_of_noisy_samples_holds_the_truth);
-	tcase_add_test(statistics, ratio_covers_launches);
-	tcase_add_test(statistics, ratio_about_zero);
+	tcase_add_test(statistics, quiet_host);
+	tcase_add_test(statistics, spread_is_borrowed);
+	tcase_add_test(statistics, unstable_figure);
+	tcase_add_test(statistics, spread_covers_the_host);
+	tcase_add_test(statistics, ratio_of_neighbours);
+	tcase_add_test(statistics, about_zero);
+	tcase_add_test(statistics, launched_once);
+	tcase_add_test(statistics, metering);
+	tcase_add_test(statistics, comparing);
 	suite_add_tcase(suite, statistics);
 	tcase_add_test(output, good_output);
 	tcase_add_loop_test(output, bad_output, 0, sizeof(bad_lines) / sizeof(bad_lines[0]));
