@@ -100,6 +100,8 @@ struct machine_console_ops {
 
 /* Puts a machine together. On failure nothing remains, and err has one sentence. Main thread. */
 int machine_create(const struct machine_config *config, struct machine **machine, struct error *err);
+/* The disk that firmware is to start: "raw disk, MBR, bootable partition 1 (ext4)"; empty for a kernel. */
+const char *machine_guest_description(const struct machine *machine);
 /* Runs it until somebody stops it; the calling thread becomes the event loop. Fills *result. 0 or -errno. */
 int machine_run(struct machine *machine, struct machine_result *result, struct error *err);
 /* Asks for the end; the first reason stays. Any thread, and with the device lock held. */

@@ -17,6 +17,7 @@
 #include "vmm/cli.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/log.h"
 
 struct run {
 	struct machine *machine;
@@ -137,6 +138,8 @@ int cli_run(const struct cli_request *request)
 		rc = stats_check(request, &err);
 	if (!rc)
 		rc = machine_create(&request->config, &run.machine, &err);
+	if (!rc && request->config.guest && machine_guest_description(run.machine)[0] && request->log_level >= LOG_WARNING)
+		fprintf(stderr, "vmm: %s: %s.\n", request->config.guest, machine_guest_description(run.machine));
 	if (!rc)
 		rc = terminal_open(run.machine, &request->config, &run.terminal, &err);
 	if (!rc) {

@@ -17,6 +17,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_disk.h"
+#include "vmm/host_image.h"
 #include "vmm/log.h"
 #include "host_disk_internal.h"
 
@@ -50,6 +51,18 @@ static int image_size(int fd, const char *path, uint64_t *size, struct error *er
 	return 0;
 }
 
+/* Served as a raw disk, an image of another format would be damaged by the guest's first write. */
+static int image_format(int fd, const char *path, uint64_t size, struct error *err)
+{
+	struct host_image image;
+	int ret = host_image_probe(fd, size, &image);
+
+	if (ret)
+		return error_set(err, ret, "cannot read disk image %s: %s", path, strerror(-ret));
+	log_message(LOG_INFO, "disk image %s: %s", path, image.description);
+	return host_image_check_format(path, &image, err);
+}
+
 static int image_open(const char *path, bool readonly, int *out, uint64_t *size, struct error *err)
 {
 	/* O_NONBLOCK so that a FIFO does not hold us up. */
@@ -61,6 +74,8 @@ static int image_open(const char *path, bool readonly, int *out, uint64_t *size,
 	if (fd < 0)
 		return error_set(err, -errno, "cannot open disk image %s: %s", path, strerror(errno));
 	ret = image_size(fd, path, size, err);
+	if (!ret)
+		ret = image_format(fd, path, *size, err);
 	if (!ret && image_lock(fd, readonly))
 		ret = error_set(err, -EBUSY, "disk image %s is in use by another process%s", path,
 			readonly ? ", which writes to it" : "; stop that, or add \",ro\" to both");

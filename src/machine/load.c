@@ -52,7 +52,7 @@ int machine_boot_choose(struct machine *m, struct error *err)
 		return error_set(err, -EINVAL, "A kernel is started directly; leave --firmware out, or the kernel.");
 	if (m->firmware && (config->initrd || config->append))
 		return error_set(err, -EINVAL, "--initrd and --append need a kernel (--kernel).");
-	return 0;
+	return m->firmware ? machine_guest_examine(m, err) : 0;
 }
 
 /* What SeaBIOS asks fw_cfg for. Once: the items outlive a reset. */

@@ -41,6 +41,7 @@ struct machine {
 	FILE *trace_file; /* owned unless stderr */
 	struct boot_request boot;
 	bool firmware; /* booted through firmware: its ROM is in place, fw_cfg carries the tables */
+	char guest_description[300]; /* of the disk that firmware is to start; else empty */
 	struct cpu_state initial;
 
 	/* Device lock. */
@@ -65,5 +66,8 @@ void machine_devices_destroy(struct machine *m);
 /* load.c: the guest into RAM, m->initial for vcpu 0. At the first start and at each reset. */
 int machine_boot_choose(struct machine *m, struct error *err);
 int machine_boot_load(struct machine *m, struct error *err);
+
+/* guest.c: whether firmware will find something to start; -ENOEXEC and a sentence if not. */
+int machine_guest_examine(struct machine *m, struct error *err);
 
 #endif
