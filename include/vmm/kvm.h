@@ -43,7 +43,10 @@ struct kvm_stats {
 #undef X
 };
 
-/* Opens /dev/kvm and creates the VM with all RAM of config->mem. -ENOENT, -EACCES, -ENOTSUP (a capability is missing) … */
+/*
+ * Opens /dev/kvm and creates the VM with all RAM of config->mem, and follows its layout; whoever else follows it (the
+ * helpers' backend) hooks in before and out after. -ENOENT, -EACCES, -ENOTSUP (a capability is missing) …
+ */
 int kvm_vm_create(const struct kvm_config *config, struct kvm_vm **vm, struct error *err);
 /* All vcpus are destroyed before. */
 void kvm_vm_destroy(struct kvm_vm *vm);
@@ -65,8 +68,6 @@ void kvm_set_eoi_exit(struct kvm_vm *vm, const uint64_t bitmap[4]);
 int kvm_set_notify(struct kvm_vm *vm, int eventfd, uint64_t gpa, uint32_t size);
 /* Writes to these ports may be kept back until the next exit (coalesced). No-op where KVM cannot. */
 void kvm_set_posted_pio(struct kvm_vm *vm, uint16_t port);
-/* Guest RAM has been given new ranges (ROM, shadow RAM). Vcpus stopped, or the range not in use. */
-int kvm_memory_changed(struct kvm_vm *vm, struct error *err);
 /* Back to power-up: local APICs, clock. Vcpus stopped. CPU state is set by vcpu_set_state(). */
 void kvm_vm_reset(struct kvm_vm *vm);
 const struct kvm_stats *kvm_vcpu_stats(struct kvm_vm *vm, unsigned index);

@@ -33,6 +33,8 @@ struct kvm_vm {
 	struct kvm_cpuid2 *supported; /* KVM_GET_SUPPORTED_CPUID */
 	struct cpu_model model;	      /* by kvm_fit_model() */
 	unsigned coalesced_page;      /* of the run area, 0: none */
+	void (*next_layout_changed)(void *ctx); /* who was told of layout changes before us */
+	void *next_layout_ctx;
 
 	/* Set before the vcpus run; read by any thread. */
 	struct kvm_vcpu *_Atomic vcpus[VCPU_MAX];
@@ -82,6 +84,7 @@ struct kvm_vcpu {
 };
 
 /* vm.c */
+int kvm_memory_changed(struct kvm_vm *vm, struct error *err);
 int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
 #define kvm_ioctl_ptr(fd, request, pointer) kvm_ioctl((fd), (request), (unsigned long)(uintptr_t)(pointer))
 

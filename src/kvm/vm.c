@@ -19,6 +19,7 @@
 
 #include "kvm_vm.h"
 #include "vmm/error.h"
+#include "vmm/log.h"
 #include "vmm/mem.h"
 
 #ifndef KVM_CAP_X86_APIC_BUS_CYCLES_NS
@@ -161,28 +162,57 @@ static int set_slot(struct kvm_vm *vm, unsigned slot, const struct ram_range *ra
 	return kvm_ioctl_ptr(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
-/* Slots that changed go first, so that no two ever overlap. */
+static bool is_in(const struct ram_range *range, const struct ram_range *list)
+{
+	for (unsigned i = 0; i < KVM_MEMSLOTS; i++)
+		if (list[i].size && !memcmp(range, &list[i], sizeof(*range)))
+			return true;
+	return false;
+}
+
+/* Ranges that are no more go first, so that no two slots ever overlap; those that stay keep their slots. */
 int kvm_memory_changed(struct kvm_vm *vm, struct error *err)
 {
 	const struct ram_range *ranges = vm->config.mem->layout.ranges;
 	int rc = 0;
 
 	for (unsigned i = 0; i < KVM_MEMSLOTS && !rc; i++) {
-		struct ram_range gone = vm->slots[i];
-
-		if (!gone.size || !memcmp(&gone, &ranges[i], sizeof(gone)))
+		if (!vm->slots[i].size || is_in(&vm->slots[i], ranges))
 			continue;
-		gone.size = 0;
-		rc = set_slot(vm, i, &gone);
-		vm->slots[i] = gone;
+		vm->slots[i].size = 0;
+		rc = set_slot(vm, i, &vm->slots[i]);
 	}
-	for (unsigned i = 0; i < KVM_MEMSLOTS && !rc; i++) {
-		if (!ranges[i].size || !memcmp(&vm->slots[i], &ranges[i], sizeof(ranges[i])))
+	for (unsigned i = 0, slot = 0; i < KVM_MEMSLOTS && ranges[i].size && !rc; i++) {
+		if (is_in(&ranges[i], vm->slots))
 			continue;
-		rc = set_slot(vm, i, &ranges[i]);
-		vm->slots[i] = ranges[i];
+		while (vm->slots[slot].size)
+			slot++;
+		rc = set_slot(vm, slot, &ranges[i]);
+		vm->slots[slot] = ranges[i];
 	}
 	return rc ? error_set(err, rc, "KVM refuses the guest's memory: %s.", strerror(-rc)) : 0;
+}
+
+/* Also the helpers', whose hook was there before. */
+static void layout_changed(void *ctx)
+{
+	struct kvm_vm *vm = ctx;
+	struct error err = { 0 };
+
+	if (vm->next_layout_changed)
+		vm->next_layout_changed(vm->next_layout_ctx);
+	if (kvm_memory_changed(vm, &err))
+		log_message(LOG_ERROR, "%s", err.message);
+}
+
+static void hook_layout(struct kvm_vm *vm)
+{
+	struct guest_mem *mem = vm->config.mem;
+
+	vm->next_layout_changed = mem->layout_changed;
+	vm->next_layout_ctx = mem->layout_ctx;
+	mem->layout_changed = layout_changed;
+	mem->layout_ctx = vm;
 }
 
 /* --- interrupts --- */
@@ -343,6 +373,7 @@ int kvm_vm_create(const struct kvm_config *config, struct kvm_vm **out, struct e
 	/* Of the VM where it has one, else of any vcpu: asked again when the first one is created. */
 	rc = kvm_ioctl(vm->vm_fd, KVM_GET_TSC_KHZ, 0);
 	vm->tsc_khz = rc > 0 ? (uint64_t)rc : 0;
+	hook_layout(vm);
 	*out = vm;
 	return 0;
 }
@@ -351,6 +382,10 @@ void kvm_vm_destroy(struct kvm_vm *vm)
 {
 	if (!vm)
 		return;
+	if (vm->config.mem->layout_ctx == vm) {
+		vm->config.mem->layout_changed = vm->next_layout_changed;
+		vm->config.mem->layout_ctx = vm->next_layout_ctx;
+	}
 	if (vm->vm_fd >= 0)
 		close(vm->vm_fd);
 	if (vm->kvm_fd >= 0)

@@ -172,9 +172,9 @@ static int backend_create(struct machine *m, struct error *err)
 	bool kvm;
 	int rc = backend_choose(m, &kvm, err);
 
-	if (!rc && kvm)
-		rc = kvm_vm_create(&config, &m->kvm, err);
-	return rc ? rc : soft_vm_create(m->mem, m->loop, NULL, &m->soft, err);
+	if (!rc)
+		rc = soft_vm_create(m->mem, m->loop, NULL, &m->soft, err);
+	return rc || !kvm ? rc : kvm_vm_create(&config, &m->kvm, err);
 }
 
 static enum vcpu_engine engine_of(enum machine_engine engine)
