@@ -31,6 +31,7 @@ struct kvm_config {
 #define KVM_STATS(X) \
 	X(entries, "calls of KVM_RUN") \
 	X(assists, "instructions that KVM could not emulate, executed by the software CPU") \
+	X(stints, "times that the software CPU ran code that this KVM (kvm_pvm) is not made for") \
 	X(moves, "moves to the software CPU and back, for a test") \
 	X(signals, "entries ended by a signal before or while the guest ran") \
 	X(irq_windows, "exits because the guest may be interrupted by the PIC now") \

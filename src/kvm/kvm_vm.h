@@ -26,6 +26,7 @@ struct kvm_vm {
 	struct kvm_config config;
 	int kvm_fd, vm_fd;
 	size_t run_size;
+	bool partial; /* kvm_pvm: see suits_kvm() */
 	bool has_sregs2, has_xsave2, has_tsc_offset, has_readonly, has_triple_fault, has_payload;
 	uint32_t xsave_size;	/* of KVM_GET_XSAVE2 */
 	uint32_t lapic_tick_ns; /* KVM's own, or what it was set to */
@@ -74,6 +75,7 @@ struct kvm_vcpu {
 	enum kvm_expect expect;
 	unsigned element, elements; /* of a string or odd-sized access that is served in parts */
 	int extint_vector;	    /* given to KVM and perhaps not delivered yet; −1 none */
+	bool unsuited;		    /* the state last set is nothing for a partial KVM */
 	bool failed;		    /* failure[] says what */
 	char failure[256];
 	uint64_t move_countdown, random;

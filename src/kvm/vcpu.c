@@ -25,6 +25,7 @@
 #include "vmm/error.h"
 
 #define KICK_SIGNAL SIGRTMIN
+#define PARTIAL_LENGTH 4000000 /* instructions that the software CPU executes before it is asked whether KVM suits now */
 /* KVM_COALESCED_MMIO_MAX, whose PAGE_SIZE only the kernel has. */
 #define COALESCED_MAX ((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
@@ -311,6 +312,10 @@ static int ops_run(void *self, struct vcpu_exit *x)
 		if (v->failed) {
 			fail(x, "%s", v->failure);
 			return 0;
+		}
+		if (v->unsuited && !v->kicked && !v->held && !kvm_assist_begin(v, PARTIAL_LENGTH)) {
+			v->stats.stints++;
+			continue;
 		}
 		if (!v->held) {
 			if (want_extint(v, x))

@@ -123,6 +123,7 @@ static int setup_vm(struct kvm_vm *vm, struct error *err)
 	vm->has_triple_fault = !enable(vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
 	enable(vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL);
 	vm->lapic_tick_ns = enable(vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, CPU_LAPIC_TICK_NS) ? 1 : CPU_LAPIC_TICK_NS;
+	vm->partial = !access("/sys/module/kvm_pvm", F_OK) && vm->config.helper;
 	vm->has_sregs2 = check(vm, KVM_CAP_SREGS2);
 	vm->has_readonly = check(vm, KVM_CAP_READONLY_MEM);
 	vm->xsave_size = (uint32_t)check(vm, KVM_CAP_XSAVE2);

@@ -144,6 +144,20 @@ static int backend_choose(struct machine *m, bool *kvm, struct error *err)
 	return 0;
 }
 
+static enum vcpu_engine engine_of(enum machine_engine engine)
+{
+	switch (engine) {
+	case MACHINE_ENGINE_TRANSLATE:
+		return VCPU_ENGINE_TRANSLATE;
+	case MACHINE_ENGINE_SLOTS:
+		return VCPU_ENGINE_SLOTS;
+	case MACHINE_ENGINE_LOCKSTEP:
+		return VCPU_ENGINE_LOCKSTEP;
+	default:
+		return VCPU_ENGINE_INTERP;
+	}
+}
+
 static int helper_create(void *ctx, unsigned index, const struct vcpu_backend **ops, void **self, struct error *err)
 {
 	struct machine *m = ctx;
@@ -151,7 +165,7 @@ static int helper_create(void *ctx, unsigned index, const struct vcpu_backend **
 	int rc;
 
 	model.apic_id = index;
-	rc = soft_vcpu_create(m->soft, index, &model, VCPU_ENGINE_INTERP, 0, &m->helpers[index], err);
+	rc = soft_vcpu_create(m->soft, index, &model, engine_of(m->config->engine), 0, &m->helpers[index], err);
 	*ops = &soft_vcpu_ops;
 	*self = m->helpers[index];
 	return rc;
@@ -175,20 +189,6 @@ static int backend_create(struct machine *m, struct error *err)
 	if (!rc)
 		rc = soft_vm_create(m->mem, m->loop, NULL, &m->soft, err);
 	return rc || !kvm ? rc : kvm_vm_create(&config, &m->kvm, err);
-}
-
-static enum vcpu_engine engine_of(enum machine_engine engine)
-{
-	switch (engine) {
-	case MACHINE_ENGINE_TRANSLATE:
-		return VCPU_ENGINE_TRANSLATE;
-	case MACHINE_ENGINE_SLOTS:
-		return VCPU_ENGINE_SLOTS;
-	case MACHINE_ENGINE_LOCKSTEP:
-		return VCPU_ENGINE_LOCKSTEP;
-	default:
-		return VCPU_ENGINE_INTERP;
-	}
 }
 
 static int vcpus_create(struct machine *m, struct error *err)
@@ -339,6 +339,19 @@ static bool machine_ended(struct machine *m)
 	return ended;
 }
 
+/* Where everybody stood at the end. Vcpus stopped. */
+static void log_registers(struct machine *m)
+{
+	struct cpu_state state;
+
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		vcpu_get_state(m->vcpus[i], &state);
+		log_message(LOG_DEBUG, "vcpu %u at the end: RIP %#llx RFLAGS %#llx CR0 %#llx CR3 %#llx CS %#x activity %u", i,
+			(unsigned long long)state.gpr[GPR_RIP], (unsigned long long)state.rflags, (unsigned long long)state.cr0,
+			(unsigned long long)state.cr3, state.seg[SEG_CS].selector, state.activity);
+	}
+}
+
 int machine_run(struct machine *m, struct machine_result *result, struct error *err)
 {
 	int rc = 0;
@@ -359,6 +372,7 @@ int machine_run(struct machine *m, struct machine_result *result, struct error *
 			break;
 	}
 	m->ended_ns = event_now();
+	log_registers(m);
 	*result = m->result;
 	return rc;
 }
