@@ -5,6 +5,8 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
+#include <time.h>
 
 #include "vmm/bus.h"
 #include "vmm/cpu_lapic.h"
@@ -26,7 +28,7 @@ struct kvm_vm {
 	struct kvm_config config;
 	int kvm_fd, vm_fd;
 	size_t run_size;
-	bool partial; /* kvm_pvm: see suits_kvm() */
+	bool partial; /* kvm_pvm: see partial.c */
 	bool has_sregs2, has_xsave2, has_tsc_offset, has_readonly, has_triple_fault, has_payload;
 	uint32_t xsave_size;	/* of KVM_GET_XSAVE2 */
 	uint32_t lapic_tick_ns; /* KVM's own, or what it was set to */
@@ -83,6 +85,12 @@ struct kvm_vcpu {
 	struct lapic_state helper_lapic; /* as the helper got it */
 	uint64_t helper_pv_time;
 	struct kvm_stats stats;
+	bool has_timer, has_stats; /* partial.c */
+	timer_t timer;
+	int stats_fd;
+	off_t stats_offset;
+	uint64_t stint;	      /* instructions of the next one */
+	uint64_t interpreted; /* instructions, when it was last looked at */
 };
 
 /* vm.c */
@@ -107,6 +115,14 @@ int kvm_fail(struct kvm_vcpu *v, const char *what);
 /* lapic.c */
 int kvm_lapic_get(struct kvm_vcpu *v, struct lapic_state *lapic);
 int kvm_lapic_set(struct kvm_vcpu *v, const struct lapic_state *lapic);
+
+/* partial.c: nothing happens with a KVM that is whole. Vcpu thread, but for stop. */
+bool kvm_partial_suits(const struct kvm_vcpu *v, const struct cpu_state *state);
+void kvm_partial_mend(const struct kvm_vcpu *v, struct cpu_state *state);
+void kvm_partial_start(struct kvm_vcpu *v);
+void kvm_partial_stop(struct kvm_vcpu *v);
+/* KVM has mostly interpreted since the last call. */
+bool kvm_partial_is_slow(struct kvm_vcpu *v);
 
 /* assist.c: the helper. */
 /* Hands the state over; run() then runs the helper until its limit. 0 or -errno. */

@@ -500,26 +500,17 @@ int kvm_state_get(struct kvm_vcpu *v, struct cpu_state *s)
 		rc = get_events(v, s);
 	if (rc)
 		return rc;
+	kvm_partial_mend(v, s);
 	get_msrs(v, s);
 	get_tsc(v, s);
 	return 0;
-}
-
-/*
- * kvm_pvm runs the guest in ring 3 of its own address spaces. It does that for a 64-bit kernel that lives in the upper half; all
- * else it would interpret, slowly and not always rightly (INT n in ring 3 of a small guest arrives as #GP or #UD).
- */
-static bool suits_kvm(const struct kvm_vcpu *v, const struct cpu_state *s)
-{
-	return !v->vm->partial || s->activity == CPU_WAIT_SIPI ||
-		((s->efer & EFER_LMA) && (s->cr0 & CR0_PG) && s->idtr.base >> 63);
 }
 
 int kvm_state_set(struct kvm_vcpu *v, const struct cpu_state *s)
 {
 	int rc = set_special(v, s);
 
-	v->unsuited = !suits_kvm(v, s);
+	v->unsuited = !kvm_partial_suits(v, s);
 	if (!rc)
 		rc = set_vectors(v, s);
 	if (rc)

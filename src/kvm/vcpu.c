@@ -25,7 +25,6 @@
 #include "vmm/error.h"
 
 #define KICK_SIGNAL SIGRTMIN
-#define PARTIAL_LENGTH 4000000 /* instructions that the software CPU executes before it is asked whether KVM suits now */
 /* KVM_COALESCED_MMIO_MAX, whose PAGE_SIZE only the kernel has. */
 #define COALESCED_MAX ((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
@@ -62,6 +61,7 @@ static void adopt_thread(struct kvm_vcpu *v)
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	v->thread = pthread_self();
 	atomic_store(&v->has_thread, true);
+	kvm_partial_start(v);
 }
 
 /* --- exits --- */
@@ -285,8 +285,10 @@ static bool take_error(struct kvm_vcpu *v, int rc, struct vcpu_exit *x)
 	}
 	v->stats.signals++;
 	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	if (!atomic_exchange(&v->kicked, false))
+	if (!atomic_exchange(&v->kicked, false)) {
+		v->unsuited = v->unsuited || (v->vm->partial && kvm_partial_is_slow(v));
 		return false;
+	}
 	plain_exit(x, VCPU_EXIT_KICKED);
 	return true;
 }
@@ -313,7 +315,7 @@ static int ops_run(void *self, struct vcpu_exit *x)
 			fail(x, "%s", v->failure);
 			return 0;
 		}
-		if (v->unsuited && !v->kicked && !v->held && !kvm_assist_begin(v, PARTIAL_LENGTH)) {
+		if (v->unsuited && !v->kicked && !v->held && !kvm_assist_begin(v, v->stint)) {
 			v->stats.stints++;
 			continue;
 		}
@@ -366,6 +368,7 @@ static void ops_destroy(void *self)
 
 	if (v->vm->vcpus[v->index] == v)
 		v->vm->vcpus[v->index] = NULL;
+	kvm_partial_stop(v);
 	if (v->run)
 		munmap(v->run, v->vm->run_size);
 	if (v->fd >= 0)
