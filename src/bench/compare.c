@@ -1,10 +1,9 @@
 /*
- * What changed between two results. A change counts only if it is more than both runs' spreads together
- * (figure.c), which are of whole launches. If the host itself went differently in the two runs, by what its
- * speed was measured as (meter.c), times of the two are not comparable, and works are judged by their ratio
- * to another column of the same run: native, or QEMU's TCG for a group most of which native cannot do. That
- * other column is then judged by its times, with the host's difference added to the spread. What one of the
- * runs itself called unstable is not judged.
+ * What changed between two results. A change counts only if it is more than both runs' spreads together (figure.c),
+ * which are of whole launches. If the host itself went differently in the two runs, by what its speed was measured as
+ * (meter.c), times of the two are not comparable, and works are judged by their ratio to another column of the same
+ * run: native, or QEMU's TCG for a group most of which native cannot do. That other column is then judged by its
+ * times, with the host's difference added to the spread. What one of the runs itself called unstable is not judged.
  */
 #include <errno.h>
 #include <math.h>

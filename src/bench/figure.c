@@ -1,19 +1,19 @@
 /*
- * What a figure is worth. Samples of one launch resemble each other; launches of the same thing differ, by
- *the host's other work, by its neighbours and by chance, and two runs differ at least as much. So a figure's
- *spread is made of whole launches:
+ * What a figure is worth. Samples of one launch resemble each other; launches of the same thing differ, by the host's
+ * other work, by its neighbours and by chance, and two runs differ at least as much. So a figure's spread is made of
+ * whole launches:
  *
- *	y(l)	the logarithm of the median of launch l's samples of a work (or, for a ratio, the same less
- *that of the base's launches just before and just after l: neighbours in time, which what drifts touches
- *alike) apart	how far the y of two launches of the same work are from each other, for all pairs of launches
- *of all works that a column did in a part: its 95th percentile says what two launches are likely to differ by
- *	spread	of a figure: apart of its column, of all guests of the part, its own launches' range, or how
- *much the host's speed varied during the run (meter.c): what is most
+ *	y(l)	the logarithm of the median of launch l's samples of a work (or, for a ratio, the same less that of the
+ *		base's launches just before and just after l, which what drifts touches alike)
+ *	apart	how far the y of two launches of one work are from each other: the 95th percentile over all pairs of
+ *		launches of all works that a column did in a part
+ *	spread	of a figure: apart of its column or of all guests of the part, its own launches' range, or how much
+ *		the host's speed varied during the run (meter.c): what is most
  *
- * A work was often launched only twice or so, and its own two launches may agree by chance; a hundred works'
- *pairs do not. Yet all works of one launch share its luck, which is why a column's own pairs alone are not
- *trusted. A figure half of whose own pairs are further apart than that is unstable, and nothing is claimed of
- *it. No constant is assumed: on a quiet host the spread is small because launches agree.
+ * A work was often launched only twice or so, and its own two launches may agree by chance; a hundred works' pairs do
+ * not. Yet all works of one launch share its luck, which is why a column's own pairs alone are not trusted. A figure
+ * half of whose own pairs are further apart than that is unstable, and nothing is claimed of it. No constant is
+ * assumed: on a quiet host the spread is small because launches agree.
  */
 #include <math.h>
 #include <stdlib.h>

@@ -1,16 +1,15 @@
 /*
  * How fast the host is at this moment, measured and not assumed. Four fixed pieces of work, each well under a
- *millisecond, are timed before the first launch, before every other one and after the last:
+ * millisecond, are timed before the first launch, before every other one and after the last:
  *
  *	chain	dependent multiplications: the clock of the processor, and nothing else
  *	wide	independent additions, loads and stores: what is left of a core that a neighbour shares
  *	memory	dependent loads, scattered over 8 MiB: caches and memory that others use too
- *	kernel	mapping, touching and unmapping pages: the host's kernel, and what is under it in a virtual
- *machine
+ *	kernel	mapping, touching and unmapping pages: the host's kernel, and what is under it in a virtual machine
  *
- * A clock that holds still says little: on a host with two threads to a core, or with neighbours in the
- *last-level cache, "chain" does not move while everything else takes twice as long. Each piece's time is that
- *of the processor, without what others had of it; that share is told apart, as "busy".
+ * A clock that holds says little: on a host with two threads to a core, or with neighbours in the last-level cache,
+ * "chain" does not move while everything else takes twice as long. Each piece's time is that of the processor, without
+ * what others had of it; that share is told apart, as "busy".
  */
 #include <math.h>
 #include <stdlib.h>
