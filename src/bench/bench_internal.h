@@ -323,6 +323,7 @@ void bench_spread_text(const struct bench_figure *figure, char *text, size_t siz
 void bench_noise_text(const struct bench_noise *noise, char *text, size_t size);
 /* How much longer the host took for a piece of work at its slowest (95th percentile) than at its fastest (5th). */
 double bench_noise_factor(const struct bench_noise *noise, unsigned kind);
+/* Did the column measure, or fail at, anything of the group? */
 bool bench_cell_shown(const struct bench_result *result, enum bench_group group, unsigned column);
 
 /* table.c, html.c */

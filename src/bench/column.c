@@ -1,7 +1,7 @@
 /*
  * The columns: every way of running that exists here, found by trying. An engine that this vmm does not have yet (exit
- * status 10, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence; options that
- * it has never heard of (status 2) are no column at all. When they come, the column appears. What a KVM column's memory
+ * status 10, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence; an option that
+ * it has never heard of (status 2) is a sentence. When it comes, its columns appear. What a KVM column's memory
  * virtualisation is called comes from `vmm info`, which detects it.
  */
 #include <stdlib.h>
@@ -142,6 +142,7 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 {
 	const struct bench_host *host = &result->host;
 	bool kvm = kvm_describe(&result->host, paths->self);
+	unsigned policies = 0, unknown = 0;
 
 	for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
 		const struct candidate *c = &candidates[i];
@@ -160,9 +161,14 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 				host->memory_virt);
 		existence = column_check(&column, c, host, paths, kvm);
 		column.present = existence == PRESENT;
-		if (existence != UNKNOWN || chosen) /* what nobody has heard of is not worth a line */
+		policies += c->options[2] && existence == PRESENT;
+		unknown += c->options[2] && existence == UNKNOWN;
+		if (existence != UNKNOWN || chosen || policies)
 			result->columns[result->column_count++] = column;
 	}
+	if (unknown && !policies && !chosen)
+		bench_note(result, "The translator's shadow policies are not compared with each other: this vmm has "
+				   "no option --shadow.");
 	versions_find(result, paths);
 }
 

@@ -239,9 +239,8 @@ struct bench_figure bench_figure(const struct bench_result *r, unsigned work, un
 	figure.spread = exp(fmax(fmax(apart, noise), high - low));
 	figure.value = base < 0 ? bench_spread(cell).value : exp(bench_median(series.value, series.count));
 	figure.known = apart >= 0;
-	if (!figure.known && base < 0 &&
-		bench_spread(cell).low > 0) /* one launch of all: its samples must do */
-		figure.spread = bench_spread(cell).high / bench_spread(cell).low;
+	if (!figure.known && base < 0 && bench_quartiles(cell).low > 0) /* launched once: its samples must do */
+		figure.spread = bench_quartiles(cell).high / bench_quartiles(cell).low;
 	figure.low = figure.value / figure.spread;
 	figure.high = figure.value * figure.spread;
 	return figure;

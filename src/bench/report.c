@@ -7,7 +7,8 @@
 bool bench_cell_shown(const struct bench_result *r, enum bench_group group, unsigned column)
 {
 	for (unsigned w = 0; w < r->work_count; w++)
-		if (r->works[w].group == group && r->cells[w][column].state != BENCH_EMPTY)
+		if (r->works[w].group == group &&
+			(r->cells[w][column].state == BENCH_OK || r->cells[w][column].state == BENCH_FAILED))
 			return true;
 	return false;
 }

@@ -14,28 +14,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "bench_internal.h"
+#include "session.h"
 #include "vmm/error.h"
 
-static const char late[] = "Its share of the time was over before it had ended.";
+const char session_late[] = "Its share of the time was over before it had ended.";
 
 #define ATTEMPTS_MAX 4
 #define CLOCK_TOLERANCE 0.1
-
-struct session {
-	const struct bench_config *config;
-	const struct bench_paths *paths;
-	struct bench_result *result;
-	int interrupt;
-	uint64_t start, deadline; /* ns; deadline is ~0 without a budget */
-	unsigned rounds, bare_rounds, bare_round, repeat; /* bare_round: of the bare-metal parts, that have been run */
-	unsigned order[BENCH_COLUMN_MAX]; /* of launches within a round */
-	const char *scale, *cycles; /* the lengths of a sample: of the Linux works, of the nano works */
-	double limit; /* seconds for a launch */
-	double took[BENCH_PARTS][BENCH_COLUMN_MAX];
-	struct bench_meter meter;
-	struct bench_output output;
-};
 
 void bench_note(struct bench_result *result, const char *format, ...)
 {
@@ -49,7 +34,7 @@ void bench_note(struct bench_result *result, const char *format, ...)
 	va_end(args);
 }
 
-static double remaining(const struct session *s)
+double session_remaining(const struct session *s)
 {
 	uint64_t now = bench_now();
 
@@ -237,7 +222,7 @@ static struct bench_launch *launch_new(struct session *s, enum bench_part part, 
 	return launch;
 }
 
-static bool part_possible(const struct session *s, enum bench_part part, const struct bench_column *column)
+bool session_possible(const struct session *s, enum bench_part part, const struct bench_column *column)
 {
 	bool native = column->kind == BENCH_NATIVE;
 
@@ -252,28 +237,6 @@ static bool part_possible(const struct session *s, enum bench_part part, const s
 	}
 }
 
-/* The native column, if it does anything of the part; -1 if not. */
-static int native_column(const struct session *s, enum bench_part part)
-{
-	for (unsigned c = 0; c < s->result->column_count; c++)
-		if (s->result->columns[c].kind == BENCH_NATIVE && part_possible(s, part, &s->result->columns[c]))
-			return (int)c;
-	return -1;
-}
-
-/* With a budget, the first round leaves something for the columns that come after this one. */
-static double time_limit(const struct session *s, enum bench_part part, unsigned column, unsigned round)
-{
-	double left = remaining(s), reserve = 0;
-
-	for (unsigned i = s->result->column_count; !round && i-- && s->order[i] != column;)
-		if (part_possible(s, part, &s->result->columns[s->order[i]]))
-			reserve += bench_part_bare(part) ? 2 : 8;
-	if (!round && bench_part_bare(part))
-		reserve += 20;
-	return fmin(s->limit, fmax(left - reserve, left / 4));
-}
-
 /* One launch. NULL if it could not even be tried. */
 static struct bench_launch *launch_once(
 	struct session *s, enum bench_part part, unsigned column, unsigned round, struct bench_child *child)
@@ -286,7 +249,7 @@ static struct bench_launch *launch_once(
 		return NULL;
 	words_build(s, part, words, sizeof(words));
 	memset(child, 0, sizeof(*child));
-	child->limit = time_limit(s, part, column, round);
+	child->limit = session_limit(s, part, column);
 	child->line = on_line;
 	child->ctx = &s->output;
 	child->interrupt = s->interrupt;
@@ -315,7 +278,7 @@ static void progress(const struct session *s, const struct bench_launch *launch)
 		launch->ok ? "" : ": ", launch->why);
 }
 
-static void part_skip(struct session *s, enum bench_part part, unsigned column, const char *why)
+void session_skip(struct session *s, enum bench_part part, unsigned column, const char *why)
 {
 	for (unsigned w = 0; w < s->result->work_count; w++) {
 		struct bench_cell *cell = &s->result->cells[w][column];
@@ -342,7 +305,7 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 	int culprit = bench_output_culprit(&s->output), w;
 	bool unsupported = s->result->columns[launch->column].kind == BENCH_VMM && WIFEXITED(child->status) &&
 		WEXITSTATUS(child->status) == 10 && !s->output.begun; /* vmm(1): not in this version */
-	bool ours = child->timed_out && child->limit < s->limit; /* not its fault: the budget of --quick */
+	bool ours = child->timed_out && child->limit < session_patience(s, launch->part); /* not its fault: the budget of --quick */
 
 	if (salvageable(s, child, launch)) {
 		merge(s, launch, s->result->launch_count - 1, child);
@@ -352,12 +315,12 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 				bench_item_complete(&s->output, &s->output.items[i]);
 	}
 	if (unsupported) {
-		part_skip(s, launch->part, launch->column,
+		session_skip(s, launch->part, launch->column,
 			strncmp(child->tail, "vmm: ", 5) ? child->tail : child->tail + 5);
 		return false;
 	}
 	if (ours) {
-		part_skip(s, launch->part, launch->column, late);
+		session_skip(s, launch->part, launch->column, session_late);
 		return false;
 	}
 	if (!s->output.begun || attempt + 1 == ATTEMPTS_MAX || (culprit < 0 && attempt)) {
@@ -368,19 +331,20 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 		return true; /* all samples came, and yet it is not to be trusted: once more */
 	w = bench_work_find(s->result->works, s->result->work_count, s->output.items[culprit].id);
 	cell_fail(&s->result->cells[w][launch->column], launch->why);
-	if (remaining(s) < launch->seconds) {
-		part_skip(s, launch->part, launch->column, late);
+	if (session_remaining(s) < launch->seconds) {
+		session_skip(s, launch->part, launch->column, session_late);
 		return false;
 	}
 	return true;
 }
 
 /* The launches that one turn of a column takes. -EINTR if the person wants to stop. */
-static int turn(struct session *s, enum bench_part part, unsigned column, unsigned round)
+int session_turn(struct session *s, enum bench_part part, unsigned column, unsigned round)
 {
 	bool left_out[BENCH_WORK_MAX] = {false};
-	bool boots = part == BENCH_PART_LINUX && s->result->columns[column].kind != BENCH_NATIVE &&
-		bench_work_find(s->result->works, s->result->work_count, "boot") >= 0;
+	int boot = bench_work_find(s->result->works, s->result->work_count, "boot");
+	bool boots = part == BENCH_PART_LINUX && s->result->columns[column].kind != BENCH_NATIVE && boot >= 0 &&
+		     s->result->cells[boot][column].state <= BENCH_OK;
 	struct bench_child child;
 
 	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
@@ -407,16 +371,6 @@ static int turn(struct session *s, enum bench_part part, unsigned column, unsign
 	return 0;
 }
 
-/* Is there time for another launch? As long as the last one took and its neighbours, and a bit more. */
-static bool launch_fits(const struct session *s, enum bench_part part, unsigned column)
-{
-	double sum = s->took[part][column];
-
-	if (native_column(s, part) >= 0)
-		sum += 2 * s->took[part][native_column(s, part)];
-	return 1 + sum * 1.2 < remaining(s);
-}
-
 /* What a column cannot do by its nature. */
 static void impossible_skip(struct session *s)
 {
@@ -437,104 +391,6 @@ static void impossible_skip(struct session *s)
 				continue;
 			cell->state = BENCH_SKIPPED;
 		}
-}
-
-static int turn_try(struct session *s, enum bench_part part, unsigned column, unsigned round)
-{
-	if (remaining(s) >= 1)
-		return turn(s, part, column, round);
-	part_skip(s, part, column, late);
-	return 0;
-}
-
-/*
- * With a budget, the slowest column waits until the others have been launched a second time: by their difference two
- * launches say what one launch of each cannot.
- */
-static bool postponed(const struct session *s, enum bench_part part, unsigned column, unsigned round)
-{
-	double others = 0;
-
-	for (unsigned c = 0; c < s->result->column_count; c++)
-		others += s->took[part][c];
-	return !round && part == BENCH_PART_LINUX && s->deadline != ~0ull && s->rounds > 1 && others > 0 &&
-	       !strcmp(s->result->columns[column].id, "interp");
-}
-
-/*
- * Every guest between two native launches, so that a ratio to native is one of neighbours in time. Between the long launches of
- * the Linux parts there is time for the short ones of the bare-metal parts, which so see the host at several times.
- */
-static int bare_run(struct session *s);
-
-static int part_run(struct session *s, enum bench_part part, unsigned round)
-{
-	int native = native_column(s, part), rc = 0;
-	bool guests = false;
-
-	for (unsigned i = 0; i < s->result->column_count && !rc; i++) {
-		unsigned c = s->order[i];
-
-		if ((int)c == native || !part_possible(s, part, &s->result->columns[c]) ||
-			(round && !launch_fits(s, part, c)) || postponed(s, part, c, round))
-			continue;
-		guests = true;
-		if (native >= 0)
-			rc = turn_try(s, part, (unsigned)native, round);
-		if (!rc)
-			rc = turn_try(s, part, c, round);
-		if (!rc && !bench_part_bare(part))
-			rc = bare_run(s);
-	}
-	if (native >= 0 && !rc && (guests || !round || launch_fits(s, part, (unsigned)native)))
-		rc = turn_try(s, part, (unsigned)native, round);
-	return rc;
-}
-
-/* A round of the bare-metal parts, if there is still one to be run and it leaves some time for the rest. */
-static int bare_run(struct session *s)
-{
-	double took = 0;
-	int rc = 0;
-
-	for (unsigned part = 0; part < BENCH_PARTS; part++)
-		for (unsigned c = 0; bench_part_bare((enum bench_part)part) && c < s->result->column_count; c++)
-			took += 2 * s->took[part][c];
-	if (s->bare_round == s->bare_rounds || (s->bare_round && remaining(s) < (s->bare_round < 3 ? 4 : 10) * took))
-		return 0;
-	for (unsigned part = 0; part < BENCH_PARTS && !rc; part++)
-		if (bench_part_bare((enum bench_part)part))
-			rc = part_run(s, (enum bench_part)part, s->bare_round);
-	s->bare_round++;
-	return rc;
-}
-
-/* With a budget, the guests with two vcpus, which have little to do, boot once, when the others have twice. */
-static bool part_due(const struct session *s, enum bench_part part, unsigned round)
-{
-	return !bench_part_bare(part) && (part != BENCH_PART_LINUX_SMP || s->deadline == ~0ull ||
-						 round == (s->rounds > 1 ? 1 : 0));
-}
-
-static int rounds_run(struct session *s)
-{
-	int rc = bare_run(s);
-
-	for (unsigned round = 0; round < s->rounds && !rc; round++) {
-		for (unsigned part = 0; part < BENCH_PARTS && !rc; part++)
-			if (part_due(s, (enum bench_part)part, round))
-				rc = part_run(s, (enum bench_part)part, round);
-		if (!rc)
-			rc = bare_run(s);
-	}
-	while (!rc && s->bare_round < s->bare_rounds) {
-		unsigned before = s->bare_round;
-
-		rc = bare_run(s);
-		if (s->bare_round == before)
-			break;
-	}
-	return rc;
 }
 
 /* The column whose answers are the reference for a work: native, else the first that has one. */
@@ -572,17 +428,6 @@ static void answers_compare(struct bench_result *r)
 	}
 }
 
-/* The interpreter is last: it would take what little time there may be from the others. */
-static void order_set(struct session *s)
-{
-	unsigned n = 0;
-
-	for (unsigned last = 0; last < 2; last++)
-		for (unsigned c = 0; c < s->result->column_count; c++)
-			if ((strcmp(s->result->columns[c].id, "interp") == 0) == (last == 1))
-				s->order[n++] = c;
-}
-
 static void pace_set(struct session *s)
 {
 	const struct bench_config *config = s->config;
@@ -594,6 +439,7 @@ static void pace_set(struct session *s)
 		s->repeat = 9;
 		s->scale = "0.002";
 		s->limit = 45; /* the budget usually ends a launch earlier */
+		s->bare_limit = 10;
 		s->deadline = s->start + 55ull * 1000000000;
 		break;
 	case BENCH_FULL:
@@ -601,6 +447,7 @@ static void pace_set(struct session *s)
 		s->repeat = 5;
 		s->scale = "1";
 		s->limit = 1800;
+		s->bare_limit = 120;
 		s->deadline = ~0ull;
 		break;
 	default:
@@ -608,6 +455,7 @@ static void pace_set(struct session *s)
 		s->repeat = 7;
 		s->scale = "0.01";
 		s->limit = 300;
+		s->bare_limit = 60;
 		s->deadline = ~0ull;
 		break;
 	}
@@ -640,9 +488,8 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 	bench_meter_read(&s->meter, &result->noise);
 	bench_noise_text(&result->noise, noise, sizeof(noise));
 	fprintf(stderr, "%s; load average %.2f\n", noise, result->host.load_start);
-	order_set(s);
 	impossible_skip(s);
-	rc = rounds_run(s);
+	rc = session_rounds(s);
 	for (unsigned i = 0; i < LAST_STOPS; i++)
 		bench_meter_run(&s->meter, &speed);
 	bench_meter_read(&s->meter, &result->noise);

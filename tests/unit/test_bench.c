@@ -219,7 +219,8 @@ START_TEST(launched_once)
 	result_begin();
 	for (unsigned w = 0; w < WORKS; w++) {
 		result.cells[w][0] = CELL(3, 10, 10, 10);
-		result.cells[w][1] = CELL(3, 20, 20, 24);
+		result.cells[w][1] = CELL(3, 20, 20, 20, 24, 24);
+		launches_set(&result.cells[w][1], 0, 0);
 	}
 	bench_apart_find(&result);
 	figure = bench_figure(&result, 0, 1, -1);
