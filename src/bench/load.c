@@ -199,9 +199,19 @@ static char *file_read(const char *path, size_t *size, struct error *err)
 		error_set(err, -errno, "%.300s cannot be read: %s.", path, strerror(errno));
 		return NULL;
 	}
-	text = malloc(FILE_MAX);
-	*size = text ? fread(text, 1, FILE_MAX, file) : 0;
-	if (!text || ferror(file) || *size == FILE_MAX) {
+	text = NULL;
+	*size = 0;
+	for (size_t room = 1 << 16; room <= FILE_MAX; room *= 2) {
+		char *grown = realloc(text, room);
+
+		if (!grown)
+			break;
+		text = grown;
+		*size += fread(text + *size, 1, room - *size, file);
+		if (*size < room)
+			break;
+	}
+	if (!text || ferror(file) || !feof(file)) {
 		error_set(err, -EFBIG, "%.300s cannot be read whole.", path);
 		free(text);
 		text = NULL;

@@ -44,6 +44,25 @@ static void output(const uint8_t *data, size_t size)
 	assert(!isnan(bench_output_clock(&out, 2e9)));
 }
 
+/* Whatever the numbers are: a figure lies between its bounds, and the page can be written. */
+static void figures(const struct bench_result *result)
+{
+	struct error err = {0};
+	char text[BENCH_TEXT_MAX];
+
+	for (unsigned w = 0; w < result->work_count; w++)
+		for (unsigned c = 0; c < result->column_count; c++)
+			for (int base = -1; base < (int)result->column_count; base++) {
+				struct bench_figure figure = bench_figure(result, w, c, base);
+
+				assert(isfinite(figure.value) && figure.low <= figure.value &&
+					figure.value <= figure.high);
+				if (base < 0)
+					bench_unstable_text(result, w, c, text, sizeof(text));
+			}
+	assert(!bench_html_write(result, "/dev/null", &err));
+}
+
 static void file(const uint8_t *data, size_t size)
 {
 	static struct bench_result result;
@@ -57,9 +76,11 @@ static void file(const uint8_t *data, size_t size)
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 		if (bench_load(&result, path, &err))
 			assert(err.message[0]);
-		else
+		else {
 			assert(result.work_count <= BENCH_WORK_MAX && result.column_count <= BENCH_COLUMN_MAX &&
 				result.launch_count <= BENCH_LAUNCH_MAX);
+			figures(&result);
+		}
 	}
 	close(fd);
 }
@@ -88,6 +109,13 @@ size_t fuzz_seed(unsigned kind, uint8_t *data, size_t size)
 		"[{\"column\": \"native\", \"state\": \"ok\", \"check\": \"5\", \"samples\": [{\"value\": 2.5, \"n\": 3, "
 		"\"launch\": 0}]}]}], \"launches\": [{\"column\": \"native\", \"ok\": true}], \"profiles\": [{\"part\": "
 		"\"linux\", \"column\": \"native\", \"counters\": {\"exits.pio\": 7}}], \"notes\": [\"a\\u00e9\"]}",
+		"0{\"format\":\"vmm-bench\",\"format_version\":2,\"noise\":{\"stops\":3,\"busy\":0.1,\"wide\":{\"median_ns\":3,"
+		"\"low_ns\":2,\"high_ns\":4}},\"columns\":[{\"id\":\"native\",\"kind\":\"native\",\"present\":true},{\"id\":\"tcg\","
+		"\"kind\":\"qemu\",\"present\":true}],\"works\":[{\"id\":\"a\",\"group\":\"micro\",\"unit\":\"ns\",\"part\":\"linux\","
+		"\"results\":[{\"column\":\"native\",\"state\":\"ok\",\"samples\":[{\"value\":1,\"n\":3,\"launch\":0},{\"value\":2,"
+		"\"n\":3,\"launch\":2}]},{\"column\":\"tcg\",\"state\":\"ok\",\"samples\":[{\"value\":5,\"n\":3,\"launch\":1},"
+		"{\"value\":6,\"n\":3,\"launch\":3}]}]}],\"launches\":[{\"column\":\"native\",\"speed\":{\"wide\":3}},{\"column\":"
+		"\"tcg\",\"speed\":{\"wide\":4}},{\"column\":\"native\"},{\"column\":\"tcg\"}]}",
 	};
 	size_t length;
 
