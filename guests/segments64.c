@@ -2,12 +2,14 @@
  * Segmentation in IA-32e mode: what is left of it in 64-bit mode, far transfers between 64-bit and compatibility mode, 64-bit
  * call gates, IRET, the interrupt stack table and stack alignment (SDM vol. 3, 5.8.3.1, 6.14).
  */
+#include <string.h>
+
 #include "guest.h"
 
 #define SEL_A 0x90
 #define SEL_GATE 0xa0 /* two entries */
 
-extern char user_gate[], gate64_target[], user_compat[], user_gs_limit[], compat_add[], user_compat_target[], user_lar[];
+extern char user_es[], user_gate[], gate64_target[], user_compat[], user_gs_limit[], compat_add[], user_compat_target[], user_lar[];
 extern volatile word gate_cs, gate_ss, gate_sp, gate_return_sp, compat_result, user_result;
 asm(".data; .balign 8\n"
     ".globl gate_cs, gate_ss, gate_sp, gate_return_sp, compat_result, user_result\n"
@@ -24,10 +26,12 @@ asm(".data; .balign 8\n"
     "user_compat_target: mov $0x2b, %ecx; mov %ecx, %ds; mov $0x12345678, %ecx; push %ecx; pop %edx; mov %edx, user_result; mov %esp, user_result + 4; ljmp *user_back_pointer\n"
     ".code64\n"
     "user_compat: ljmp *user_compat_pointer\nuser_compat_back: int $0x80\n"
+    "user_es: mov %es, %ecx; mov %rcx, user_result; int $0x80\n"
     "user_lar: mov $0x10, %ecx; lar %ecx, %eax; setz %al; movzx %al, %eax; mov %rax, user_result; int $0x80\n");
 
 static void flat(void)
 {
+	uint64_t system_gdt[2];
 	word v = 0;
 	uint8_t z;
 
@@ -48,6 +52,23 @@ static void flat(void)
 	asm volatile("lsl %2, %0; setz %1" : "+r"(v), "=q"(z) : "r"((word)SEL_KERNEL_DATA) : "cc");
 	CHECK(z && v == 0xffffffff);
 	CHECK(user_run(user_lar, 0, 0) == V_USER_EXIT && user_result == 0);
+	/* A null selector is null whatever its RPL; a return to an outer level takes the RPL away. */
+	asm volatile("mov %w1, %%es; mov %%es, %0" : "=&r"(v) : "r"(3));
+	CHECK(v == 3);
+	CHECK(user_run(user_es, 0, 0) == V_USER_EXIT && user_result == 0);
+	/* TSS and LDT with a base that is not canonical. */
+	memcpy(system_gdt, &gdt[SEL_A / 8], sizeof(system_gdt));
+	gdt[SEL_A / 8] = 0x0000820000000000 | 0xffff;
+	gdt[SEL_A / 8 + 1] = 0x8000;
+	CHECK_REAL(ATTEMPT("lldt %w0", "r"(SEL_A)) == V_GP && FAULTED(V_GP, SEL_A));
+	gdt[SEL_A / 8 + 1] = 0x7fff;
+	CHECK(ATTEMPT("lldt %w0", "r"(SEL_A)) == V_NONE);
+	CHECK(ATTEMPT("lldt %w0", "r"(0)) == V_NONE);
+	gdt[SEL_A / 8] = 0x0000890000000000 | 0x67;
+	gdt[SEL_A / 8 + 1] = 0x8000;
+	CHECK_REAL(ATTEMPT("ltr %w0", "r"(SEL_A)) == V_GP && FAULTED(V_GP, SEL_A));
+	CHECK((gdt[SEL_A / 8] >> 40 & 0xff) == 0x89);
+	memcpy(&gdt[SEL_A / 8], system_gdt, sizeof(system_gdt));
 	struct __attribute__((packed)) { uint16_t limit; uint64_t base; } p;
 	asm volatile("sgdt %0" : "=m"(p));
 	CHECK(p.base == (word)gdt && p.limit == 255);

@@ -117,7 +117,9 @@ void segment_drop_privileged(struct engine *e, unsigned cpl)
 		struct cpu_segment *s = &e->cpu->seg[segs[n]];
 		bool conforming = (s->ar & 0xc) == 0xc;
 
-		if (!(s->ar & SEG_AR_UNUSABLE) && !conforming && (s->ar & SEG_AR_DPL) >> SEG_AR_DPL_SHIFT < cpl)
+		if (s->ar & SEG_AR_UNUSABLE)
+			s->selector = 0; /* a null selector loses its RPL, and keeps the base that an MSR gave it */
+		else if (!conforming && (s->ar & SEG_AR_DPL) >> SEG_AR_DPL_SHIFT < cpl)
 			segment_set_null(s, 0, 0);
 	}
 }
@@ -275,6 +277,16 @@ static void op_store_table(struct engine *e, const struct insn *i)
 	linear_write_bytes(e, insn_linear(e, i, size + 2, ACCESS_WRITE), bytes, size + 2, ACCESS_WRITE);
 }
 
+/* Bits 63:32 of the base of a 16-byte descriptor. SDM vol. 2, LLDT and LTR: #GP(selector) if the base is not canonical. */
+static uint64_t system_base_high(struct engine *e, uint16_t selector, const struct descriptor *d)
+{
+	uint64_t high = descriptor_read_high(e, selector, d);
+
+	if (!is_canonical(high << 32))
+		selector_fault(e, EXC_GP, selector);
+	return high;
+}
+
 static void op_lldt(struct engine *e, const struct insn *i)
 {
 	struct cpu_segment *s = &e->cpu->ldtr;
@@ -295,7 +307,7 @@ static void op_lldt(struct engine *e, const struct insn *i)
 	if (!(d.hi & DESC_P))
 		selector_fault(e, EXC_NP, selector);
 	if (is_long_mode(e))
-		high = descriptor_read_high(e, selector, &d);
+		high = system_base_high(e, selector, &d);
 	segment_set(s, selector, &d);
 	s->base |= high << 32;
 }
@@ -322,7 +334,7 @@ static void op_ltr(struct engine *e, const struct insn *i)
 	if (!(d.hi & DESC_P))
 		selector_fault(e, EXC_NP, selector);
 	if (is_long_mode(e))
-		high = descriptor_read_high(e, selector, &d);
+		high = system_base_high(e, selector, &d);
 	descriptor_set_type_bits(e, &d, 2, 0);
 	d.hi |= 0x200;
 	segment_set(s, selector, &d);
