@@ -321,6 +321,14 @@ bool cpu_msr_constant(const struct cpu_model *m, uint32_t msr, uint64_t *value)
 	case 0xc0010015: /* HWCR: bit 24 TscFreqSel, the TSC counts at the P0 frequency */
 		*value = 1u << 24;
 		return amd;
+	case 0xc0010000: /* K7's four event selects and four counters: every AMD processor has them */
+	case 0xc0010001:
+	case 0xc0010002:
+	case 0xc0010003:
+	case 0xc0010004:
+	case 0xc0010005:
+	case 0xc0010006:
+	case 0xc0010007:
 	case 0xc0010010: /* SYSCFG */
 	case 0xc0010055: /* interrupt pending message */
 	case 0xc0010058: /* MMIO configuration base */

@@ -17,8 +17,6 @@
 #include "engine_state.h"
 
 #define BASE_BSP (1ull << 8)
-#define BASE_X2APIC (1ull << 10)
-#define BASE_ENABLE (1ull << 11)
 
 #define SVR_ENABLE (1u << 8)
 
@@ -64,12 +62,12 @@ static struct lapic_state *state_of(struct engine *e)
 
 static bool is_enabled(const struct lapic_state *l)
 {
-	return l->apic_base & BASE_ENABLE;
+	return l->apic_base & APIC_BASE_ENABLE;
 }
 
 static bool is_x2apic(const struct lapic_state *l)
 {
-	return (l->apic_base & (BASE_ENABLE | BASE_X2APIC)) == (BASE_ENABLE | BASE_X2APIC);
+	return (l->apic_base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC)) == (APIC_BASE_ENABLE | APIC_BASE_X2APIC);
 }
 
 static uint64_t now_ns(void)
@@ -692,11 +690,11 @@ bool lapic_set_base(struct engine *e, uint64_t value)
 {
 	struct lapic_state *l = state_of(e);
 	uint64_t reserved = 0x2ffull | ~((1ull << e->block->model.phys_bits) - 1);
-	uint64_t modes = BASE_ENABLE | BASE_X2APIC, from = l->apic_base & modes, to = value & modes;
+	uint64_t modes = APIC_BASE_ENABLE | APIC_BASE_X2APIC, from = l->apic_base & modes, to = value & modes;
 
-	if (value & reserved || to == BASE_X2APIC)
+	if (value & reserved || to == APIC_BASE_X2APIC)
 		return false;
-	if (from != to && ((from == 0 && to == modes) || (from == modes && to == BASE_ENABLE)))
+	if (from != to && ((from == 0 && to == modes) || (from == modes && to == APIC_BASE_ENABLE)))
 		return false;
 	l->apic_base = value;
 	if (from == to)

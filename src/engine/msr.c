@@ -67,10 +67,18 @@ static bool is_lapic_msr(uint32_t msr)
 	return msr == MSR_TSC_DEADLINE || (msr >= MSR_X2APIC && msr < MSR_X2APIC + 0x100);
 }
 
+/* SPEC_CTRL and PRED_CMD are there with their bits of leaf 7 only, and the model gives those to Intel alone. */
+static bool is_absent(const struct engine *e, uint32_t msr)
+{
+	return (msr == MSR_SPEC_CTRL || msr == MSR_PRED_CMD) && cpu_model_is_amd(&e->block->model);
+}
+
 static bool msr_read(struct engine *e, uint32_t msr, uint64_t *value)
 {
 	const uint64_t *plain = plain_msr(e, msr);
 
+	if (is_absent(e, msr))
+		return false;
 	if (plain) {
 		*value = *plain;
 		return true;
@@ -152,6 +160,8 @@ static bool msr_write(struct engine *e, uint32_t msr, uint64_t value)
 	struct cpu_state *cpu = e->cpu;
 	uint64_t *plain = plain_msr(e, msr);
 
+	if (is_absent(e, msr))
+		return false;
 	if (is_lapic_msr(msr)) {
 		e->attention = true;
 		return lapic_msr_write(e, msr, value);

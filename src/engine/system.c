@@ -358,9 +358,16 @@ static void op_into(struct engine *e, const struct insn *i)
 		exception_deliver(e, EXC_OF, DELIVER_SOFTWARE, false, 0);
 }
 
+/* One #DB, with the data breakpoints that MOV SS before it has held back: a second would come on the handler's stack. */
 static void op_int1(struct engine *e, const struct insn *i)
 {
+	struct cpu_state *cpu = e->cpu;
+
 	e->stepping = false;
+	if (cpu->pending_dr6) {
+		cpu->dr6 = (cpu->dr6 & ~0xfull) | DR6_FIXED | cpu->pending_dr6;
+		cpu->pending_dr6 = 0;
+	}
 	e->delivering = true;
 	exception_deliver(e, EXC_DB, DELIVER_ICEBP, false, 0);
 	e->delivering = false;
@@ -390,10 +397,12 @@ static void op_hlt(struct engine *e, const struct insn *i)
 static void op_cpuid(struct engine *e, const struct insn *i)
 {
 	uint64_t *gpr = e->cpu->gpr;
-	uint32_t out[4];
+	uint32_t leaf = (uint32_t)gpr[GPR_RAX], out[4];
 
 	e->stats->emul_cpuid++;
-	cpu_cpuid(&e->block->model, e->cpu, (uint32_t)gpr[GPR_RAX], (uint32_t)gpr[GPR_RCX], out);
+	cpu_cpuid(&e->block->model, e->cpu, leaf, (uint32_t)gpr[GPR_RCX], out);
+	if ((leaf == 1 || leaf == 0x80000001) && !(e->block->lapic.apic_base & APIC_BASE_ENABLE))
+		out[3] &= ~(1u << 9); /* APIC (SDM vol. 3, 11.4.3); AMD's copy too */
 	gpr[GPR_RAX] = out[0];
 	gpr[GPR_RBX] = out[1];
 	gpr[GPR_RCX] = out[2];

@@ -221,6 +221,55 @@ START_TEST(data_breakpoint)
 }
 END_TEST
 
+START_TEST(int1_takes_held_back_breakpoint)
+{
+	/* mov ss,[FIXTURE_DATA]; int1: one #DB, with the watchpoint in DR6, and none behind it on the handler's stack */
+	f.cpu->dr[1] = FIXTURE_DATA;
+	f.cpu->dr7 = DR7_FIXED | 1u << 2 | 3u << 20;
+	*(uint16_t *)(f.ram + FIXTURE_DATA) = FIXTURE_SEL_DATA;
+	fixture_run(&f, "\x8e\x14\x25\x00\x00\x03\x00\xf1", 8, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 8);
+	ck_assert_uint_eq(f.cpu->dr6 & 15, 2);
+	ck_assert_uint_eq(f.cpu->pending_dr6, 0);
+}
+END_TEST
+
+START_TEST(cpuid_knows_the_apic)
+{
+	static const uint8_t cpuid[] = { 0x0f, 0xa2 };
+
+	for (unsigned on = 0; on < 2; on++) {
+		teardown();
+		setup();
+		f.block->lapic.apic_base = on ? APIC_BASE_ENABLE : 0;
+		f.cpu->gpr[GPR_RAX] = 1;
+		fixture_run(&f, cpuid, sizeof(cpuid), 1);
+		ck_assert_uint_eq(f.cpu->gpr[GPR_RDX] >> 9 & 1, on);
+	}
+}
+END_TEST
+
+START_TEST(msrs_of_a_vendor)
+{
+	static const struct {
+		uint32_t msr;
+		bool amd;
+	} list[] = { { 0x48, false }, { 0xc0010000, true }, { 0xc0010007, true } };
+
+	for (unsigned n = 0; n < 6; n++) {
+		bool amd = n & 1;
+
+		teardown();
+		setup();
+		f.block->model.host_vendor[0] = amd ? 0x68747541u : 0x756e6547u;
+		f.cpu->gpr[GPR_RCX] = list[n / 2].msr;
+		fixture_run(&f, "\x0f\x32", 2, 0); /* rdmsr */
+		ck_assert_msg(fixture_vector(&f) == (amd == list[n / 2].amd ? -1 : EXC_GP), "MSR %x, AMD %d", list[n / 2].msr, amd);
+	}
+}
+END_TEST
+
 START_TEST(code_breakpoint_faults_before)
 {
 	f.cpu->dr[0] = FIXTURE_CODE + 1;
@@ -375,6 +424,9 @@ int main(void)
 	tcase_add_test(c, nmi_waits_for_sti_shadow_of_mov_ss);
 	tcase_add_test(c, count_is_exact);
 	tcase_add_test(c, paravirtual_clock);
+	tcase_add_test(c, int1_takes_held_back_breakpoint);
+	tcase_add_test(c, cpuid_knows_the_apic);
+	tcase_add_test(c, msrs_of_a_vendor);
 	tcase_add_test(c, ports_of_user_need_a_bitmap);
 	suite_add_tcase(s, c);
 	r = srunner_create(s);
