@@ -176,6 +176,8 @@ int check_load_range(struct boot_context *c, const char *what, uint64_t gpa, uin
 	if (size > UINT64_MAX - gpa)
 		return error_set(c->err, -EINVAL, "%s: %s at 0x%llx wraps around the address space",
 			c->image.path, what, first);
+	if (c->request->kind == BOOT_MULTIBOOT && gpa >= LOW_MULTIBOOT_BOTTOM && gpa + size <= LOW_MULTIBOOT)
+		return 0;
 	if (gpa < LOW_END || (gpa < GPA_1M && gpa + size > LOW_EBDA))
 		return error_set(c->err, -EINVAL,
 			"%s: %s 0x%llx-0x%llx lies in low memory that the loader needs",

@@ -16,11 +16,13 @@
 /* Low memory of a direct boot. Images may not be loaded below LOW_END. */
 #define LOW_GDT 0x500ull
 #define LOW_STACK_TOP 0x7000ull /* grows down; not promised, but some guests push before they have one */
-#define LOW_PARAMS 0x7000ull	/* zero page, multiboot information or PVH start info */
-#define LOW_MEMMAP 0x8000ull	/* multiboot, PVH */
+#define LOW_PARAMS 0x7000ull	/* zero page or PVH start info */
+#define LOW_MEMMAP 0x8000ull	/* PVH */
 #define LOW_MODULES 0x8800ull
-#define LOW_LOADER_NAME 0x8c00ull
 #define LOW_PAGES 0x9000ull /* PML4, PDPT, four page directories: identity for 4 GiB */
+/* Multiboot needs no page tables, and leaves what is below this to kernels that load themselves low. */
+#define LOW_MULTIBOOT 0x1f000ull
+#define LOW_MULTIBOOT_BOTTOM 0x7000ull
 #define LOW_CMDLINE 0x20000ull
 #define LOW_CMDLINE_SIZE 0x10000ull
 #define LOW_END 0x30000ull

@@ -21,6 +21,11 @@
 #define FLAG_ADDRESSES (1u << 16)
 #define FLAGS_REQUIRED 0xffffu
 
+/* At LOW_MULTIBOOT: information, list of modules, the loader's name; the memory map ends below LOW_CMDLINE. */
+#define MULTIBOOT_INFO LOW_MULTIBOOT
+#define MULTIBOOT_MODULES (LOW_MULTIBOOT + 0x80)
+#define MULTIBOOT_LOADER_NAME (LOW_MULTIBOOT + 0xc0)
+#define MULTIBOOT_MEMMAP (LOW_MULTIBOOT + 0x100)
 #define INFO_SIZE 116u
 #define INFO_MEMORY (1u << 0)
 #define INFO_CMDLINE (1u << 2)
@@ -88,7 +93,7 @@ static uint32_t write_memory_map(struct boot_context *c)
 		bytes_put64(&w, map[i].size);
 		bytes_put32(&w, map[i].type);
 	}
-	mem_write(c->mem, LOW_MEMMAP, bytes, w.pos);
+	mem_write(c->mem, MULTIBOOT_MEMMAP, bytes, w.pos);
 	return (uint32_t)w.pos;
 }
 
@@ -107,18 +112,18 @@ static void write_info(struct boot_context *c)
 		flags |= INFO_MODULES;
 		bytes_store(module, 4, c->result->initrd_gpa);
 		bytes_store(module + 4, 4, c->result->initrd_gpa + c->result->initrd_size);
-		bytes_store(module + 8, 4, LOW_LOADER_NAME + 4); /* an empty string */
-		mem_write(c->mem, LOW_MODULES, module, sizeof(module));
+		bytes_store(module + 8, 4, MULTIBOOT_LOADER_NAME + 4); /* an empty string */
+		mem_write(c->mem, MULTIBOOT_MODULES, module, sizeof(module));
 		bytes_store(info + 20, 4, 1);
-		bytes_store(info + 24, 4, LOW_MODULES);
+		bytes_store(info + 24, 4, MULTIBOOT_MODULES);
 	}
 	bytes_store(info + 44, 4, write_memory_map(c));
-	bytes_store(info + 48, 4, LOW_MEMMAP);
-	mem_write(c->mem, LOW_LOADER_NAME, "vmm\0", 5);
-	bytes_store(info + 64, 4, LOW_LOADER_NAME);
+	bytes_store(info + 48, 4, MULTIBOOT_MEMMAP);
+	mem_write(c->mem, MULTIBOOT_LOADER_NAME, "vmm\0", 5);
+	bytes_store(info + 64, 4, MULTIBOOT_LOADER_NAME);
 	bytes_store(info, 4, flags);
-	mem_write(c->mem, LOW_PARAMS, info, sizeof(info));
-	c->result->params_gpa = LOW_PARAMS;
+	mem_write(c->mem, MULTIBOOT_INFO, info, sizeof(info));
+	c->result->params_gpa = MULTIBOOT_INFO;
 }
 
 /* The command line begins with the kernel's name, as GRUB and others pass it. */
@@ -172,7 +177,7 @@ int multiboot_load(struct boot_context *c)
 	write_info(c);
 	enter_protected(c, entry);
 	c->bsp->gpr[GPR_RAX] = LOADER_MAGIC;
-	c->bsp->gpr[GPR_RBX] = LOW_PARAMS;
+	c->bsp->gpr[GPR_RBX] = MULTIBOOT_INFO;
 	c->result->protocol = "multiboot 1";
 	return 0;
 }
