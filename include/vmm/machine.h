@@ -67,6 +67,7 @@ struct machine_config {
 	enum machine_console console;
 	const char *console_path;
 	enum machine_reboot on_reboot;
+	bool test_device; /* dev_testdev.h */
 	const char *stats_path;
 	unsigned trace; /* enum machine_trace mask */
 	const char *trace_path; /* NULL: stderr */

@@ -37,6 +37,7 @@ static const char run[] =
 	"  --console stdio|file:PATH|pty|none\n"
 	"                             where the first serial port goes (stdio)\n"
 	"  --on-reboot=reset|exit     what a guest's reboot does (reset)\n"
+	"  --test-device=on|off       QEMU's test device for bare-metal test suites (off)\n"
 	"  --stats FILE               write counters as JSON when the guest ends\n"
 	"  --trace EVENTS[:FILE]      show device accesses: pio, mmio or all\n"
 	"  --log=error|warning|info|debug\n"

@@ -39,6 +39,7 @@ static const struct choice engines[] = {{"auto", MACHINE_ENGINE_AUTO}, {"interp"
 	{"translate", MACHINE_ENGINE_TRANSLATE}, {"slots", MACHINE_ENGINE_SLOTS},
 	{"lockstep", MACHINE_ENGINE_LOCKSTEP}, {NULL, 0}};
 static const struct choice reboots[] = {{"reset", MACHINE_REBOOT_RESET}, {"exit", MACHINE_REBOOT_EXIT}, {NULL, 0}};
+static const struct choice switches[] = {{"off", false}, {"on", true}, {NULL, 0}};
 static const struct choice log_levels[] = {{"error", LOG_ERROR}, {"warning", LOG_WARNING}, {"info", LOG_INFO},
 	{"debug", LOG_DEBUG}, {NULL, 0}};
 
@@ -306,14 +307,15 @@ bad:
 
 enum option {
 	OPT_BACKEND, OPT_ENGINE, OPT_CPUS, OPT_CPU, OPT_MEMORY, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_FIRMWARE,
-	OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_STATS, OPT_TRACE, OPT_LOG,
+	OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
 };
 
 static const struct choice options[] = {
 	{"backend", OPT_BACKEND}, {"engine", OPT_ENGINE}, {"cpus", OPT_CPUS}, {"cpu", OPT_CPU},
 	{"memory", OPT_MEMORY}, {"kernel", OPT_KERNEL}, {"initrd", OPT_INITRD}, {"append", OPT_APPEND},
 	{"firmware", OPT_FIRMWARE}, {"disk", OPT_DISK}, {"net", OPT_NET}, {"console", OPT_CONSOLE},
-	{"on-reboot", OPT_ON_REBOOT}, {"stats", OPT_STATS}, {"trace", OPT_TRACE}, {"log", OPT_LOG}, {NULL, 0},
+	{"on-reboot", OPT_ON_REBOOT}, {"test-device", OPT_TEST_DEVICE}, {"stats", OPT_STATS}, {"trace", OPT_TRACE},
+	{"log", OPT_LOG}, {NULL, 0},
 };
 
 static int path_set(const char **field, const char *name, const char *value, struct error *err)
@@ -346,6 +348,11 @@ static int option_apply(struct cli_request *request, int option, const char *nam
 		if (choice_find(reboots, value, &choice))
 			return error_set(err, -EINVAL, "--on-reboot is reset or exit.");
 		config->on_reboot = (enum machine_reboot)choice;
+		return 0;
+	case OPT_TEST_DEVICE:
+		if (choice_find(switches, value, &choice))
+			return error_set(err, -EINVAL, "--test-device is on or off.");
+		config->test_device = choice != 0;
 		return 0;
 	case OPT_LOG:
 		if (choice_find(log_levels, value, &choice))

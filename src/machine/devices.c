@@ -16,6 +16,7 @@
 #include "vmm/dev_pit.h"
 #include "vmm/dev_rtc.h"
 #include "vmm/dev_serial.h"
+#include "vmm/dev_testdev.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_disk.h"
@@ -140,6 +141,15 @@ static int timers_create(struct machine *m, struct error *err)
 	return hpet_create(m->bus, m->loop, &wiring, &m->hpet, err);
 }
 
+static int test_device_create(struct machine *m, struct error *err)
+{
+	struct irq_line lines[TESTDEV_LINES];
+
+	for (unsigned i = 0; i < TESTDEV_LINES; i++)
+		lines[i] = irqchip_line(m->irqchip, i);
+	return testdev_create(m->bus, lines, &m->testdev, err);
+}
+
 /* Serial ports, keyboard controller, ACPI, fw_cfg, debug ports. */
 static int ports_create(struct machine *m, struct error *err)
 {
@@ -162,6 +172,8 @@ static int ports_create(struct machine *m, struct error *err)
 		rc = fw_cfg_create(m->bus, m->mem, &m->fw_cfg, err);
 	if (!rc)
 		rc = debug_ports_create(m->bus, &debug, &m->debug_ports, err);
+	if (!rc && m->config->test_device)
+		rc = test_device_create(m, err);
 	return rc;
 }
 
@@ -336,6 +348,8 @@ void machine_devices_destroy(struct machine *m)
 		virtio_pci_set_notify_changed(m->virtio[i], NULL, NULL);
 	if (m->pci)
 		pci_bus_destroy(m->pci);
+	if (m->testdev)
+		testdev_destroy(m->testdev);
 	if (m->debug_ports)
 		debug_ports_destroy(m->debug_ports);
 	if (m->fw_cfg)

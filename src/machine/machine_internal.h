@@ -30,6 +30,7 @@ struct machine {
 	struct acpi_pm *acpi_pm;
 	struct fw_cfg *fw_cfg;
 	struct debug_ports *debug_ports;
+	struct testdev *testdev; /* NULL unless asked for */
 	struct pci_bus *pci;
 	struct virtio_pci *virtio[MACHINE_DISK_MAX + 1 + MACHINE_NET_MAX + 1]; /* … and the entropy device */
 	unsigned virtio_count;

@@ -141,7 +141,8 @@ END_TEST
 START_TEST(others)
 {
 	ck_assert_int_eq(PARSE("run", "--console=file:out", "--on-reboot", "exit", "--stats=s", "--trace=pio,mmio:t",
-		"--cpu=common,+smap", "--log=debug", "a"), 0);
+		"--cpu=common,+smap", "--log=debug", "--test-device=on", "a"), 0);
+	ck_assert(request.config.test_device);
 	ck_assert_int_eq(request.config.console, MACHINE_CONSOLE_FILE);
 	ck_assert_str_eq(request.config.console_path, "out");
 	ck_assert_int_eq(request.config.on_reboot, MACHINE_REBOOT_EXIT);
@@ -153,6 +154,7 @@ START_TEST(others)
 	ck_assert_int_eq(PARSE("run", "--console=vga", "a"), -EINVAL);
 	ck_assert_int_eq(PARSE("run", "--trace=everything", "a"), -EINVAL);
 	ck_assert_int_eq(PARSE("run", "--trace=pio:", "a"), -EINVAL);
+	ck_assert_int_eq(PARSE("run", "--test-device=maybe", "a"), -EINVAL);
 	ck_assert_int_eq(PARSE("run", "--cpu=486", "a"), -EINVAL);
 	ck_assert_int_eq(PARSE("run", "--backend=xen", "a"), -EINVAL);
 	ck_assert_int_eq(PARSE("run", "--cpus=0", "a"), -EINVAL);
