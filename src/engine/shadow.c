@@ -69,7 +69,7 @@ int shadow_create(struct engine *e, int ram_fd, enum shadow_policy policy, struc
 	s->first_free_node = 1;
 	for (unsigned g = 0; g < 512; g++)
 		for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-			deltas->delta[view][g] = region_base(POISON_REGION) - slot_gva(g);
+			deltas->delta[view][g] = region_base(POISON_REGION) - slot_gva(s, g);
 	e->shadow = s;
 	root_update(e, ROOT_FLUSH_GLOBALS);
 	return 0;
@@ -94,7 +94,7 @@ uint64_t shadow_gva(const struct engine *e, uint64_t hva)
 	/* Half a guard on either side is a slot's own. */
 	if (!s || hva < ARENA_BASE + REGION_GUARD / 2 || slot >= REGIONS || !s->slots[slot].key || !s->slots[slot].attached)
 		return ~0ull;
-	return hva - region_base((unsigned)slot) + slot_gva(s->slots[slot].g);
+	return hva - region_base((unsigned)slot) + slot_gva(s, s->slots[slot].g);
 }
 
 void shadow_set_root(struct engine *e, bool keep)
@@ -133,13 +133,28 @@ void shadow_layout_changed(struct engine *e)
 void shadow_flush_page(struct engine *e, uint64_t gva)
 {
 	struct shadow *s = e->shadow;
-	unsigned g = (unsigned)(gva >> 39) & 511, slot;
+	unsigned g = (unsigned)(gva >> 39) & 511, last = g;
 
-	if (!s || !s->served || !s->attached[g])
+	if (!s || !s->served)
 		return;
-	slot = s->attached[g] - 1u;
-	if (slot_key(entry_load(e, s->root + g * 8)) != s->slots[slot].key)
-		root_update(e, ROOT_FLUSH);
-	else
-		slot_flush_page(e, slot, gva & (SLOT_SIZE - 1));
+	if (s->layout != LAYOUT_WIDE) {
+		g = 0;
+		last = 1;
+	}
+	for (; g <= last; g++) {
+		if (!s->attached[g])
+			continue;
+		if (slot_key(e, g) != s->slots[s->attached[g] - 1].key)
+			root_update(e, ROOT_FLUSH);
+		else
+			slot_flush_page(e, s->attached[g] - 1u, gva & (SLOT_SIZE - 1));
+	}
+}
+
+bool shadow_is_low(const struct engine *e)
+{
+	const struct shadow *s = e->shadow;
+
+	/* The PDPT's entry for what lies from 4 GiB on. */
+	return s->layout != LAYOUT_WIDE || !s->attached[0] || !bit_test(s->tables[s->slots[s->attached[0] - 1].root].used, 4);
 }

@@ -15,6 +15,7 @@
  *    is guest memory that the access may touch, or faults, or is not canonical. It never is memory of ours.
  *  - A mapped page is RAM; present with A set, writable only if D is set, the guest's tables permit writing (whatever CR0.WP says), it is not read-only
  *    RAM and holds no decoded code. Never executable.
+ *  - Without 4-level paging slot 0 alone has memory, in its first 4 GiB.
  *  - Everything else faults, and is then filled (shadow_fill) or interpreted: MMIO, not present, a debug breakpoint, a page of the
  *    wrong privilege for the view.
  */
@@ -51,6 +52,12 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write);
 
 /* The guest address behind a host address in a region or its guards, as the slot's present owner sees it; ~0: not in a region. */
 uint64_t shadow_gva(const struct engine *e, uint64_t hva);
+
+/*
+ * Nothing can be mapped right behind the first 4 GiB of the address space, so that what crosses that line faults. True until the next
+ * fill of such an address.
+ */
+bool shadow_is_low(const struct engine *e);
 
 /* CR3 was written; keep: with bit 63 set, so that what the TLB has of its PCID stays valid. */
 void shadow_set_root(struct engine *e, bool keep);

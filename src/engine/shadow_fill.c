@@ -37,13 +37,15 @@ static unsigned table_index(uint64_t gva, unsigned level)
 static bool walk(struct engine *e, struct fill *f)
 {
 	struct shadow *s = e->shadow;
-	uint64_t table = s->root, reserved = s->reserved_bits | (s->nxe ? 0 : PTE_NX), v, low;
+	uint64_t table = s->root, v, low;
+	unsigned layout = s->layout;
 
 	f->user = f->writable = true;
-	for (unsigned level = 4;; level--) {
-		v = entry_load(e, table + table_index(f->gva, level) * 8);
+	for (unsigned level = layout == LAYOUT_WIDE ? 4 : 3;; level--) {
+		v = table_entry(e, layout, table, table_index(f->gva, level));
+		layout = child_layout(layout, table_index(f->gva, level));
 		f->entry[level] = v;
-		if ((v & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (v & reserved))
+		if ((v & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (v & s->reserved))
 			return false;
 		f->user = f->user && (v & PTE_U);
 		f->writable = f->writable && (v & PTE_W);
@@ -215,9 +217,9 @@ static bool joins(struct engine *e, const struct fill *f, unsigned id, unsigned 
 {
 	struct shadow *s = e->shadow;
 	struct shadow_table *t = &s->tables[id];
-	uint64_t entry = entry_load(e, t->offset + i * 8), leaf = f->entry[f->level], span = level_span(f->level), offset;
+	uint64_t entry = table_entry(e, t->layout, t->offset, i), leaf = f->entry[f->level], span = level_span(f->level), offset;
 	uint64_t alike = PTE_P | PTE_A | PTE_U | PTE_W | (f->level > 1 ? PTE_PS | PTE_D : 0);
-	uint64_t zero = s->reserved_bits | (s->nxe ? 0 : PTE_NX) | (f->level > 1 ? (span - 1) & ~0x1fffull : 0);
+	uint64_t zero = s->reserved | (f->level > 1 ? (span - 1) & ~0x1fffull : 0);
 	bool readonly = false;
 
 	if (bit_test(t->used, i) || ((entry ^ leaf) & alike) || (entry & zero) ||
@@ -236,7 +238,7 @@ static bool joins(struct engine *e, const struct fill *f, unsigned id, unsigned 
 static uint64_t as_mapped(struct engine *e, const struct fill *f, unsigned id, unsigned i, uint64_t distance)
 {
 	uint64_t counts = PTE_FRAME | PTE_P | PTE_A | PTE_U | PTE_W | PTE_PS, leaf = f->entry[f->level];
-	uint64_t entry = entry_load(e, e->shadow->tables[id].offset + i * 8);
+	uint64_t entry = table_entry(e, e->shadow->tables[id].layout, e->shadow->tables[id].offset, i);
 
 	return (entry & ~counts) | (leaf & counts & ~PTE_FRAME) | (leaf_frame(leaf, f->level) + distance * level_span(f->level));
 }
@@ -306,9 +308,9 @@ static bool map_small(struct engine *e, const struct fill *f, const unsigned *pa
 static bool next_page(struct engine *e, struct fill *f, unsigned id, unsigned i)
 {
 	const struct shadow *s = e->shadow;
-	uint64_t entry = entry_load(e, s->tables[id].offset + i * 8), reserved = s->reserved_bits | (s->nxe ? 0 : PTE_NX);
+	uint64_t entry = table_entry(e, s->tables[id].layout, s->tables[id].offset, i);
 
-	if (bit_test(s->tables[id].used, i) || (entry & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (entry & reserved) ||
+	if (bit_test(s->tables[id].used, i) || (entry & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || (entry & s->reserved) ||
 		((entry ^ f->entry[1]) & (PTE_U | PTE_W))) /* f->user and f->writable stay true */
 		return false;
 	f->gva = (f->gva & ~0x1fffffull) | (uint64_t)i << 12;
@@ -418,7 +420,8 @@ static bool open_path(struct engine *e, const struct fill *f, unsigned slot, uns
 			slot_unmap(e, slot, base, span);
 		}
 		for (;;) {
-			child = table_take(s, slot, level - 1, ram_offset(e, f->entry[level] & PTE_FRAME, NULL), base);
+			child = table_take(s, slot, level - 1, child_layout(t->layout, i),
+				ram_offset(e, f->entry[level] & PTE_FRAME, NULL), base);
 			if (child)
 				break;
 			if (!slot_evict_one(e))
@@ -448,6 +451,9 @@ static bool fits_type(struct engine *e, const struct fill *f, unsigned slot)
 	struct shadow_slot *p = &e->shadow->slots[slot];
 	enum slot_type type = f->user ? SLOT_USER : SLOT_SUPERVISOR;
 
+	/* A view has a slot of its own: what is_mappable() lets in. */
+	if (e->shadow->layout != LAYOUT_WIDE)
+		type = p->g ? SLOT_SUPERVISOR : SLOT_USER;
 	if (p->type == type) {
 		p->misses = 0;
 		return true;
@@ -465,7 +471,7 @@ static bool fill(struct engine *e, struct fill *f)
 {
 	struct shadow *s = e->shadow;
 	unsigned path[4];
-	int slot = slot_open(e, table_index(f->gva, 4), f->entry[4]);
+	int slot = slot_open(e, s->layout == LAYOUT_WIDE ? table_index(f->gva, 4) : e->cpl != 3);
 
 	if (slot < 0)
 		return false;
@@ -489,7 +495,7 @@ bool shadow_fill(struct engine *e, uint64_t gva, bool is_write)
 	struct fill f = { .gva = gva, .is_write = is_write };
 	bool done;
 
-	if (!s || !s->served || s->broken || !is_canonical(gva))
+	if (!s || !s->served || s->broken || !is_canonical(gva) || (s->layout != LAYOUT_WIDE && gva >> 32))
 		return false;
 	done = walk(e, &f) && is_mappable(e, &f);
 	if (done && is_write && f.level > 1)

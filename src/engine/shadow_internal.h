@@ -3,7 +3,7 @@
  *
  *   shadow.c        create, destroy, the hooks;  shadow_slots.c  regions, deltas, roots, eviction
  *   shadow_fill.c   walk and map;                shadow_sync.c   records of the guest's tables, compared at flushes
- *   shadow_code.c   which mappings a memfd page is writable through
+ *   shadow_code.c   which mappings a memfd page is writable through;  shadow_table.c  the formats of the guest's tables
  *
  * A slot has a tree of records, one for each guest table page that a fill has walked: where the table lies, its content
  * as it was when it was last looked at, which entries are in use. The tree says exactly what is mapped in the slot's region:
@@ -56,8 +56,22 @@ struct shadow_table {
 	uint16_t runs; /* of mappings, at most: what the leaves cost in VMAs */
 	uint8_t level; /* 3: PDPT, 2: PD, 1: PT */
 	uint8_t slot;
+	uint8_t layout; /* enum table_layout */
 	bool nonglobal; /* some leaf below is not global */
 	bool live;
+};
+
+/*
+ * How a record's 512 entries come from the guest's table. 32-bit paging has tables of 1,024 entries of 4 bytes: a page directory is four
+ * records, a page table two, and the half of a 4 MiB page is a large page of 2 MiB. So all that is above the entries knows one format only.
+ */
+enum table_layout {
+	LAYOUT_WIDE,  /* as it is: 8 bytes each */
+	LAYOUT_FLAT,  /* no paging: each maps its GiB to itself */
+	LAYOUT_PDPTE, /* the four registers of PAE paging */
+	LAYOUT_TOP32, /* the quarters of the page directory */
+	LAYOUT_PD32,  /* … the first, and three more */
+	LAYOUT_PT32 = LAYOUT_PD32 + 4, /* half a page table, and the other one */
 };
 
 enum slot_type { SLOT_EMPTY, SLOT_SUPERVISOR, SLOT_USER };
@@ -109,8 +123,14 @@ struct shadow {
 	uint64_t *guarded; /* bit per memfd page: read-only in all large leaves, writable or not; every page with code is */
 
 	/* Engine thread. */
-	bool served; /* 4-level paging with a root in RAM */
+	bool served; /* translations can be followed: no paging, 32-bit, PAE, or 4-level with a root in RAM */
+	/*
+	 * Of the slots' roots: LAYOUT_WIDE: 4-level paging. Else all is in the first 4 GiB, which have two slots: index 0 is the user's
+	 * view, 1 the supervisor's, with the pages of both.
+	 */
+	uint8_t layout;
 	bool smap, nxe;
+	uint64_t reserved; /* bits of table entries, as they are now */
 	uint16_t pcid;
 	uint64_t root;	/* memfd offset of the PML4 */
 	uint64_t clock;
@@ -152,8 +172,10 @@ static inline uint64_t region_base(unsigned slot)
 	return ARENA_BASE + REGION_GUARD + slot * REGION_STRIDE;
 }
 
-static inline uint64_t slot_gva(unsigned g)
+static inline uint64_t slot_gva(const struct shadow *s, unsigned g)
 {
+	if (s->layout != LAYOUT_WIDE)
+		return 0;
 	return (uint64_t)((int64_t)((uint64_t)g << 55) >> 16);
 }
 
@@ -173,17 +195,24 @@ static inline uint64_t entry_load(const struct engine *e, uint64_t offset)
 	return __atomic_load_n((const uint64_t *)(e->ram + offset), __ATOMIC_ACQUIRE);
 }
 
-/* What a slot is known by: everything in the PML4 entry that translation below depends on; 0 if it leads nowhere. */
-static inline uint64_t slot_key(uint64_t entry)
+/* Entry i of the table at `offset`, as a table of 8-byte entries would have it. */
+uint64_t table_entry(const struct engine *e, unsigned layout, uint64_t offset, unsigned i);
+/* That of the table which entry i leads to. */
+static inline unsigned child_layout(unsigned layout, unsigned i)
 {
-	if ((entry & (PTE_P | PTE_A | PTE_PS)) != (PTE_P | PTE_A))
-		return 0;
-	return entry & (PTE_FRAME | PTE_P | PTE_W | PTE_U);
+	if (layout == LAYOUT_TOP32)
+		return LAYOUT_PD32 + i;
+	return layout >= LAYOUT_PD32 ? LAYOUT_PT32 + (i & 1) : LAYOUT_WIDE;
 }
 
 /* --- shadow_slots.c --- */
-/* The slot of PML4 entry `entry` at index g, attached and compared with the guest's tables; a new one if need be. −1: none to be had. */
-int slot_open(struct engine *e, unsigned g, uint64_t entry);
+/*
+ * What a slot is known by: everything in the PML4 entry (or the registers) that translation below depends on; 0 if it leads
+ * nowhere.
+ */
+uint64_t slot_key(const struct engine *e, unsigned g);
+/* The slot of the present root's index g, attached and compared with the guest's tables; a new one if need be. −1: none to be had. */
+int slot_open(struct engine *e, unsigned g);
 void slot_set_type(struct engine *e, unsigned slot, enum slot_type type);
 /* Unmaps and forgets everything in it. */
 void slot_clear(struct engine *e, unsigned slot);
@@ -198,7 +227,7 @@ void slots_stale(struct shadow *s);
 
 /* --- shadow_sync.c --- */
 /* A record for the guest table at `offset`; 0: none left. */
-unsigned table_take(struct shadow *s, unsigned slot, unsigned level, uint64_t offset, uint64_t base);
+unsigned table_take(struct shadow *s, unsigned slot, unsigned level, unsigned layout, uint64_t offset, uint64_t base);
 /* Forgets it and all below it; unmaps nothing. */
 void table_drop(struct shadow *s, unsigned table);
 /* An entry comes into use as a leaf, mapped now, or its mapping changes to writable. False: no node for a large leaf. */

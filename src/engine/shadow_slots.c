@@ -9,10 +9,29 @@
 
 /* --- deltas --- */
 
+static void delta_set(struct shadow *s, enum shadow_view view, unsigned g, unsigned region)
+{
+	uint64_t delta = region_base(region) - slot_gva(s, g), *old;
+
+	if (s->layout != LAYOUT_WIDE)
+		g = 0;
+	old = &s->deltas->delta[view][g];
+	if (*old == delta)
+		return;
+	*old = delta;
+	s->deltas->changes++;
+	if (g >= 256)
+		s->deltas->upper_changes++;
+}
+
 static void delta_update(struct shadow *s, unsigned g)
 {
 	unsigned supervisor = POISON_REGION, user = POISON_REGION;
 
+	if (s->layout != LAYOUT_WIDE) {
+		delta_set(s, g ? SHADOW_SUPERVISOR : SHADOW_USER, g, s->attached[g] ? s->attached[g] - 1u : POISON_REGION);
+		return;
+	}
 	if (s->attached[g]) {
 		unsigned slot = s->attached[g] - 1u;
 
@@ -25,14 +44,8 @@ static void delta_update(struct shadow *s, unsigned g)
 				supervisor = slot;
 		}
 	}
-	if (s->deltas->delta[SHADOW_SUPERVISOR][g] == region_base(supervisor) - slot_gva(g) &&
-		s->deltas->delta[SHADOW_USER][g] == region_base(user) - slot_gva(g))
-		return;
-	s->deltas->delta[SHADOW_SUPERVISOR][g] = region_base(supervisor) - slot_gva(g);
-	s->deltas->delta[SHADOW_USER][g] = region_base(user) - slot_gva(g);
-	s->deltas->changes++;
-	if (g >= 256)
-		s->deltas->upper_changes++;
+	delta_set(s, SHADOW_SUPERVISOR, g, supervisor);
+	delta_set(s, SHADOW_USER, g, user);
 }
 
 static void slot_detach(struct shadow *s, unsigned g, bool fresh)
@@ -94,11 +107,12 @@ void slot_clear(struct engine *e, unsigned slot)
 	struct shadow *s = e->shadow;
 	struct shadow_table *root = &s->tables[s->slots[slot].root];
 	uint64_t offset = root->offset;
+	unsigned layout = root->layout;
 
 	drop_records(s, slot);
 	slot_unmap(e, slot, 0, SLOT_SIZE);
 	/* What was just freed is there to be taken. */
-	s->slots[slot].root = (uint16_t)table_take(s, slot, 3, offset, 0);
+	s->slots[slot].root = (uint16_t)table_take(s, slot, 3, layout, offset, 0);
 }
 
 static unsigned key_hash(uint64_t key, unsigned g)
@@ -202,7 +216,7 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	}
 	p = &s->slots[slot];
 	for (;;) {
-		p->root = (uint16_t)table_take(s, (unsigned)slot, 3, table, 0);
+		p->root = (uint16_t)table_take(s, (unsigned)slot, 3, s->layout, table, 0);
 		if (p->root)
 			break;
 		if (!slot_evict_one(e))
@@ -255,10 +269,37 @@ static bool attach_known(struct engine *e, unsigned g, uint64_t key, bool keep)
 	return true;
 }
 
-int slot_open(struct engine *e, unsigned g, uint64_t entry)
+/* Without 4-level paging: CR3 (what of it counts), the layout and what else leaves mean other things with. */
+static uint64_t legacy_key(const struct engine *e, unsigned g)
+{
+	const struct shadow *s = e->shadow;
+	uint64_t key = 1ull << 62 | (uint64_t)s->layout << 56 | (uint64_t)s->smap << 55;
+
+	if (g > 1)
+		return 0;
+	if (s->layout == LAYOUT_PDPTE)
+		return key | (e->cpu->cr3 & 0xffffffe0u);
+	if (s->layout == LAYOUT_TOP32)
+		return key | (uint64_t)!!(e->cpu->cr4 & CR4_PSE) << 54 | (e->cpu->cr3 & 0xfffff000u);
+	return key;
+}
+
+uint64_t slot_key(const struct engine *e, unsigned g)
+{
+	uint64_t entry;
+
+	if (e->shadow->layout != LAYOUT_WIDE)
+		return legacy_key(e, g);
+	entry = entry_load(e, e->shadow->root + g * 8);
+	if ((entry & (PTE_P | PTE_A | PTE_PS)) != (PTE_P | PTE_A))
+		return 0;
+	return entry & (PTE_FRAME | PTE_P | PTE_W | PTE_U);
+}
+
+int slot_open(struct engine *e, unsigned g)
 {
 	struct shadow *s = e->shadow;
-	uint64_t key = slot_key(entry), table;
+	uint64_t key = slot_key(e, g), table;
 	int slot;
 
 	if (s->attached[g]) {
@@ -273,7 +314,7 @@ int slot_open(struct engine *e, unsigned g, uint64_t entry)
 		return -1;
 	if (attach_known(e, g, key, false))
 		return s->attached[g] - 1;
-	table = ram_offset(e, key & PTE_FRAME, NULL);
+	table = s->layout == LAYOUT_WIDE ? ram_offset(e, key & PTE_FRAME, NULL) : 0;
 	if (table == ~0ull)
 		return -1;
 	slot = slot_begin(e, g, key, table);
@@ -294,12 +335,20 @@ static void follow_registers(struct engine *e)
 {
 	struct shadow *s = e->shadow;
 	const struct cpu_state *cpu = e->cpu;
-	bool smap = (cpu->cr4 & CR4_SMAP) != 0, nxe = (cpu->efer & EFER_NXE) != 0;
+	bool paging = (cpu->cr0 & CR0_PG) != 0, smap = paging && (cpu->cr4 & CR4_SMAP), nxe = (cpu->efer & EFER_NXE) != 0;
+	unsigned layout = !paging ? LAYOUT_FLAT : (cpu->efer & EFER_LMA) ? LAYOUT_WIDE :
+			(cpu->cr4 & CR4_PAE) ? LAYOUT_PDPTE : LAYOUT_TOP32;
 
-	s->served = (cpu->cr0 & CR0_PG) && (cpu->efer & EFER_LMA) && !s->broken;
-	s->root = s->served ? ram_offset(e, cpu->cr3 & PTE_FRAME, NULL) : ~0ull;
-	if (s->root == ~0ull)
+	if (layout != s->layout) {
+		slots_detach(s);
+		s->layout = (uint8_t)layout;
+	}
+	s->served = !s->broken;
+	s->root = s->served && layout == LAYOUT_WIDE ? ram_offset(e, cpu->cr3 & PTE_FRAME, NULL) : ~0ull;
+	if (layout == LAYOUT_WIDE && s->root == ~0ull)
 		s->served = false;
+	/* PAE entries outside of long mode have no bits to spare (SDM vol. 3, 4.4). */
+	s->reserved = s->reserved_bits | (nxe ? 0 : PTE_NX) | (layout == LAYOUT_PDPTE ? 0x7ff0000000000000ull : 0);
 	if (nxe != s->nxe) {
 		/* NX becomes, or is no longer, a reserved bit. */
 		s->nxe = nxe;
@@ -331,7 +380,7 @@ static void load_pcid(struct engine *e, enum root_reason reason)
 static void follow_entry(struct engine *e, unsigned g, enum root_reason reason, uint16_t old_pcid, bool globals)
 {
 	struct shadow *s = e->shadow;
-	uint64_t entry = entry_load(e, s->root + g * 8), key = slot_key(entry);
+	uint64_t key = slot_key(e, g);
 	bool keep = reason == ROOT_KEEP, same_pcid = s->pcid == old_pcid;
 
 	if (s->attached[g]) {
@@ -365,6 +414,8 @@ static uint64_t groups_to_follow(struct engine *e)
 	struct shadow *s = e->shadow;
 	struct root_hint *hint = hint_of(s);
 
+	if (s->layout != LAYOUT_WIDE)
+		return 1;
 	if (hint->root != s->root) {
 		*hint = (struct root_hint){ .root = s->root };
 		for (unsigned n = 0; n < 64; n++)

@@ -54,7 +54,7 @@ void shadow_settle(struct engine *e)
 
 /* --- records --- */
 
-unsigned table_take(struct shadow *s, unsigned slot, unsigned level, uint64_t offset, uint64_t base)
+unsigned table_take(struct shadow *s, unsigned slot, unsigned level, unsigned layout, uint64_t offset, uint64_t base)
 {
 	unsigned id = s->first_free;
 	struct shadow_table *t = &s->tables[id];
@@ -69,6 +69,7 @@ unsigned table_take(struct shadow *s, unsigned slot, unsigned level, uint64_t of
 	t->runs = 0;
 	t->level = (uint8_t)level;
 	t->slot = (uint8_t)slot;
+	t->layout = (uint8_t)layout;
 	t->nonglobal = false;
 	t->live = true;
 	return id;
@@ -280,7 +281,7 @@ static void sync_table(struct engine *e, struct sweep *w, unsigned id)
 	for (unsigned n = 0; n < 8; n++) {
 		uint64_t bits = t->used[n];
 
-		if (t->level == 1 && s->policy != SHADOW_VTLB && is_dense(bits)) {
+		if (t->level == 1 && t->layout == LAYOUT_WIDE && s->policy != SHADOW_VTLB && is_dense(bits)) {
 			if (is_same_group(now + n * 64, old + n * 64)) {
 				sweep_kept(e, w);
 				continue;
@@ -291,7 +292,7 @@ static void sync_table(struct engine *e, struct sweep *w, unsigned id)
 		}
 		for (; bits; bits &= bits - 1) {
 			unsigned i = n * 64 + (unsigned)__builtin_ctzll(bits), child = s->child[id][i];
-			uint64_t entry = entry_load(e, t->offset + i * 8);
+			uint64_t entry = table_entry(e, t->layout, t->offset, i);
 
 			if (!bit_test(t->inner, i)) {
 				sync_leaf(e, w, id, i, entry);
@@ -333,7 +334,7 @@ void slot_flush_page(struct engine *e, unsigned slot, uint64_t offset)
 
 		if (!bit_test(t->used, i))
 			return;
-		entry = entry_load(e, t->offset + i * 8);
+		entry = table_entry(e, t->layout, t->offset, i);
 		if (!bit_test(t->inner, i)) {
 			if (level == 1 && s->policy != SHADOW_VTLB && entry != s->snapshot[id][i])
 				sync_table(e, &w, id);
