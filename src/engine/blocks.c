@@ -432,7 +432,7 @@ struct block *blocks_lookup(struct engine *e, uint64_t linear)
 	e->insn_rip = rip;
 	e->current = NULL;
 	e->stats->block_lookups++;
-	if (!e->flat)
+	if (!e->flat_code)
 		linear = (uint32_t)(e->cpu->seg[SEG_CS].base + rip);
 	t = &e->tlb_data[mmu_array(e, ACCESS_EXEC)][(linear >> 12) & (TLB_SIZE - 1)];
 	if (engine_likely(t->exec == (linear & ~0xfffull))) {
@@ -451,7 +451,7 @@ struct block *blocks_lookup(struct engine *e, uint64_t linear)
 		b = decode_block(e, offset);
 	if (!b)
 		b = decode_single(e, linear);
-	else if (e->flat)
+	else if (e->flat_code)
 		c->jump[jump_index(linear)] = (struct jump_entry){ linear, e->block_key, b };
-	return e->flat ? b : limit_block(e, b, rip);
+	return e->flat_code ? b : limit_block(e, b, rip);
 }

@@ -90,7 +90,7 @@ static inline struct block *blocks_find(struct engine *e)
 	uint64_t linear = e->cpu->gpr[GPR_RIP];
 	const struct jump_entry *j = &e->blocks->jump[jump_index(linear)];
 
-	if (engine_likely(e->flat && j->linear == linear && j->key == e->block_key))
+	if (engine_likely(e->flat_code && j->linear == linear && j->key == e->block_key))
 		return j->block;
 	return blocks_lookup(e, linear);
 }

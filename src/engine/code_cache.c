@@ -67,6 +67,8 @@ int translator_create(struct engine *e)
 	t->hot_after = HOT;
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.high_mask = ~0ull << 39;
+	t->hot.poison = shadow_poison();
+	t->has_gs = tx32_possible();
 	translator_set_masks(t);
 	translator_emit_fixed(e);
 	translator_reset(e);
@@ -132,16 +134,24 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 29;
 }
 
+static void set_salts(struct translator *t, enum shadow_view view)
+{
+	uint64_t generation = ++t->generation[view] << 2 | (uint64_t)view << 1;
+
+	t->hot.salt[view] = mix(generation);
+	t->hot.salt[SHADOW_VIEWS + view] = mix(generation | 1);
+}
+
 void translator_forget(struct engine *e, bool user, bool supervisor)
 {
 	struct translator *t = e->translator;
 
 	if (user)
-		t->hot.salt[SHADOW_USER] = mix(++t->generation[SHADOW_USER] << 1);
+		set_salts(t, SHADOW_USER);
 	if (supervisor) {
 		t->nonglobal_jumps = false;
 		e->stats->jumps_forgotten++;
-		t->hot.salt[SHADOW_SUPERVISOR] = mix(++t->generation[SHADOW_SUPERVISOR] << 1 | 1);
+		set_salts(t, SHADOW_SUPERVISOR);
 	}
 }
 
@@ -169,7 +179,7 @@ void translator_drop_code(struct engine *e, uint32_t id)
 	struct emit m = {t->write + tb->code};
 
 	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
-	emit_patch(emit_jmp(&m), t->write + t->leave);
+	emit_patch(emit_jmp(&m), t->write + (tb->mode32 ? t->leave32 : t->leave));
 
 	for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
 		site_unchain(t, s - 1);

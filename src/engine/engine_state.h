@@ -122,6 +122,7 @@ struct engine {
 	uint8_t cpl;
 	bool stack32;		   /* SS.B */
 	bool flat;		   /* 64-bit mode: no limits */
+	bool flat_code;		   /* RIP is a linear address: 64-bit mode, or a 32-bit code segment of 4 GiB at 0 */
 	bool watch;		   /* DR7 arms data or I/O breakpoints, or instruction ones: slow paths */
 	uint64_t attention;	   /* 1: an interrupt may be deliverable, look at the local APIC when IF allows; else 0 */
 	bool stepping;		   /* the current instruction began with TF: #DB after it (cleared by INT n, deliveries) */

@@ -75,6 +75,7 @@ void engine_update_mode(struct engine *e)
 		e->cpl = v86 ? 3 : (cpu->seg[SEG_SS].ar & SEG_AR_DPL) >> SEG_AR_DPL_SHIFT;
 	e->stack32 = (cpu->seg[SEG_SS].ar & SEG_AR_DB) != 0;
 	e->flat = e->mode == MODE_64;
+	e->flat_code = e->flat || (e->mode == MODE_32 && cpu->seg[SEG_CS].base == 0 && cpu->seg[SEG_CS].limit == 0xffffffffu);
 	e->watch = (cpu->dr7 & 0xff) != 0;
 	e->align_check = e->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FLAG_AC);
 	e->tlb = e->tlb_data[e->watch || e->align_check ? TLB_NONE : mmu_array(e, ACCESS_READ)];

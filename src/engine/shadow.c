@@ -151,6 +151,11 @@ void shadow_flush_page(struct engine *e, uint64_t gva)
 	}
 }
 
+uint64_t shadow_poison(void)
+{
+	return region_base(POISON_REGION);
+}
+
 bool shadow_is_low(const struct engine *e)
 {
 	const struct shadow *s = e->shadow;

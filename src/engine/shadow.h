@@ -59,6 +59,9 @@ uint64_t shadow_gva(const struct engine *e, uint64_t hva);
  */
 bool shadow_is_low(const struct engine *e);
 
+/* The delta of what has no memory. */
+uint64_t shadow_poison(void);
+
 /* CR3 was written; keep: with bit 63 set, so that what the TLB has of its PCID stays valid. */
 void shadow_set_root(struct engine *e, bool keep);
 /* INVPCID of another PCID than the current one. */

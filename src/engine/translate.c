@@ -120,7 +120,7 @@ void tx_jump(struct tx *x, int offset, int undo, bool polls)
 		tx_poll(x, S2);
 	}
 	emit_store(&x->m, RCX, mem_abs(&h->save));
-	emit_load(&x->m, RCX, mem_abs(&h->salt[x->view]));
+	emit_load(&x->m, RCX, mem_abs(&h->salt[x->view + (x->mode32 ? SHADOW_VIEWS : 0)]));
 	emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 0});
 	/* movzwl %cx, %r11d */
 	emit8(&x->m, 0x44);
@@ -153,7 +153,7 @@ static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
 	site->stub = (uint32_t)(x->m.p - t->write);
 	emit_patch(from, x->m.p);
 	emit_store_imm(&x->m, &t->hot.exit_site, id);
-	emit_patch(emit_jmp(&x->m), t->write + t->leave);
+	emit_patch(emit_jmp(&x->m), t->write + (x->mode32 ? t->leave32 : t->leave));
 }
 
 static void emit_stubs(struct tx *x)
@@ -199,7 +199,7 @@ bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const ui
 		i->bytes = bytes;
 		i->offset = offset;
 		if (b->insns[n].fn != op_undefined &&
-			(!ZYAN_SUCCESS(decode_view(x->e, MODE_64, bytes, b->insns[n].length, &i->d)) ||
+			(!ZYAN_SUCCESS(decode_view(x->e, x->mode32 ? MODE_32 : MODE_64, bytes, b->insns[n].length, &i->d)) ||
 				i->d.insn.length != b->insns[n].length))
 			return false;
 		bytes += b->insns[n].length;
@@ -260,7 +260,8 @@ void tx_emit_block(struct tx *x, const struct block *b)
 
 		x->accessed = -1;
 		tx_map(x, i->offset, false);
-		if (b->insns[x->n].fn == op_undefined || !tx_emit(x, i, &b->insns[x->n])) {
+		if (b->insns[x->n].fn == op_undefined ||
+			!(x->mode32 ? tx32_emit(x, i, &b->insns[x->n]) : tx_emit(x, i, &b->insns[x->n]))) {
 			x->m.p = before;
 			x->stub_count = stubs;
 			x->facts = facts;
@@ -302,6 +303,7 @@ static void emit_heat(struct tx *x, struct tb *tb)
 static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view,
 	const uint8_t *bytes, int offset, bool hot)
 {
+	bool mode32 = (b->key & 3) == MODE_32;
 	struct translator *t = e->translator;
 	struct tx x;
 	struct tb *tb;
@@ -315,6 +317,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.t = t;
 	x.pool = t->pool;
 	x.view = view;
+	x.mode32 = mode32;
 	x.tb = t->tb_used;
 	x.region = hot;
 	x.fall = -1;
@@ -323,7 +326,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.start = t->write + t->code_used;
 	x.m.p = x.start;
 	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .view = (uint8_t)view};
+	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .view = (uint8_t)view, .mode32 = mode32};
 	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
 		return 0;
 	x.blocks = 1;
@@ -364,7 +367,7 @@ uint32_t translate_block(struct engine *e, const struct block *b, unsigned view,
 
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view)
 {
-	struct block b = {.insns = &c->insn, .count = 1, .bytes = c->length};
+	struct block b = {.key = c->mode, .insns = &c->insn, .count = 1, .bytes = c->length};
 
 	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes,
 		(int)(c->linear & 0xfff), false);

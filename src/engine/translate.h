@@ -8,6 +8,7 @@
  *   translate_mem.c   how an operand's address is formed, checked and reached
  *   translate_insn.c  which instructions are copied, which have code of their own; the rest is interpreted
  *   translate_system.c  privileged instructions that have code of their own
+ *   translate_32.c    32-bit code: what is different there
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
  *   code_cache.c      memory for code and tables; dropping blocks
  *
@@ -18,6 +19,8 @@
  *   R10, R11          scratch; the guest's are in cpu_state.gpr
  *   status flags      the guest's; DF is 0; IF and the others are in cpu_state.rflags
  *   XMM, YMM, MXCSR   the guest's if hot.fp_gate lets them in, else nobody's
+ *
+ * In 32-bit code RSP is the guest's as it is, and R8…R15 are not (translate_32.c).
  */
 #ifndef ENGINE_TRANSLATE_H
 #define ENGINE_TRANSLATE_H
@@ -57,7 +60,7 @@ struct hot {
 	uint64_t rsp_key, rsp_key_neg; /* guest RSP >> 39; its negative */
 	uint64_t high_mask;	       /* bits 63:39, for PEXT */
 	uint64_t seg_host[2];	       /* FS, GS base + the delta of its slot */
-	uint64_t salt[SHADOW_VIEWS];   /* of the jump cache's keys */
+	uint64_t salt[SHADOW_VIEWS * 2]; /* of the jump cache's keys; 32-bit code's behind */
 	uint64_t target;	       /* of the indirect jump under way */
 	uint64_t save;		       /* RCX, while the jump cache is looked up; RAX, while flags are kept */
 	uint64_t string_si, string_di; /* deltas in RSI and RDI while MOVS or STOS runs */
@@ -70,6 +73,12 @@ struct hot {
 	uint64_t enter_pc;
 	uint64_t slot_mask;						  /* bits 47:39, for PEXT */
 	uint64_t mask_if, mask_no_if, mask_virtual, mask_ax, mask_status; /* translate_system.c */
+	/* 32-bit code. */
+	uint64_t flat_delta;		    /* of slot 0 */
+	uint64_t wide_base[2], wide_delta[2]; /* of FS, GS: the base; slot 0's delta or poison */
+	uint64_t poison;
+	uint64_t mask_carry; /* bit 32 */
+	uint64_t leave_now;  /* where the fixed code leaves for the code that runs */
 	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
 	uint64_t fp_loaded; /* the guest's vector state is in the host's registers */
 	/* The jump cache. */
@@ -114,6 +123,7 @@ struct tb {
 	uint32_t incoming;   /* site index + 1 */
 	int32_t heat;	     /* entries that are left until it is hot */
 	uint8_t view;
+	bool mode32;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
 };
 
@@ -133,6 +143,8 @@ struct translator {
 	uint8_t *execute; /* the same, executable */
 	uint8_t *poll;	  /* hva of the page that polls read; what follows it faults */
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
+	uint32_t enter32, leave32;
+	bool has_gs; /* the host lets programs write their GS base: 32-bit code can be translated */
 	uint32_t fixed;				  /* end of it */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
 	unsigned hot_after; /* HOT; tests set less */
@@ -143,6 +155,7 @@ struct translator {
 	bool nonglobal_jumps; /* the jump cache has supervisor targets that a CR3 write may change */
 	bool interp_next;     /* the next instruction is the interpreter's */
 	bool faulted;
+	bool code32; /* the code that runs is 32-bit code */
 	unsigned fp_warm; /* entries that still load the vector state in advance */
 	uint64_t fault_hva;
 	uint64_t fault_pc;
@@ -287,6 +300,7 @@ struct tx {
 	struct emit m;
 	uint8_t *start;
 	unsigned view;
+	bool mode32;
 	uint32_t tb;
 	bool region; /* it is hot: facts, and blocks together */
 	unsigned blocks, insns, versions, edges, emitted;
@@ -377,9 +391,33 @@ void tx_examine(struct tx *x, struct tx_insn *i);
 /* Emits it. False: the interpreter must do it. */
 bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
 
+bool tx_is_copied(const ZydisDecodedInstruction *z);
+bool tx_is_nothing(ZydisMnemonic mnemonic);
+bool tx_is_jcc(const ZydisDecodedInstruction *z);
+/* The vector registers are the guest's once the gate has been passed. */
+void tx_pass_gate(struct tx *x);
+
 /* --- translate_system.c --- */
 void translator_set_masks(struct translator *t);
+/* S1 = RFLAGS as PUSHF shows it; destroys S2. */
+void tx_compose_flags(struct tx *x);
+/* The flags in S1 would change more than IF and the status flags: the interpreter does it. Destroys S2 and flags. */
+void tx_check_flags(struct tx *x, const struct tx_insn *i);
+/* RFLAGS = S1, with interrupts looked at behind the instruction. Destroys both. */
+void tx_restore_flags(struct tx *x, const struct tx_insn *i);
 /* As tx_emit(), for privileged and sensitive instructions. */
 bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded);
+
+/* --- translate_32.c --- */
+/* The host can run 32-bit code as it is translated here. */
+bool tx32_possible(void);
+/* The CPU is in 32-bit code, flat, with registers of 32 bits: it may run translated. */
+bool tx32_ready(const struct engine *e);
+/* What code relies on besides what prepare() does for both modes. */
+void tx32_prepare(struct engine *e, unsigned view);
+/* Loads what it has in registers that are not the guest's. Destroys S1. */
+void tx32_emit_registers(struct emit *m, struct engine *e);
+/* As tx_emit(). */
+bool tx32_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
 
 #endif

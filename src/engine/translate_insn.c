@@ -9,7 +9,7 @@
 #define RSP_STEP_MAX 65536
 
 /* clang-format off */
-static bool is_copied(ZydisMnemonic mnemonic)
+static bool is_copied_mnemonic(ZydisMnemonic mnemonic)
 {
 	switch (mnemonic) {
 	case ZYDIS_MNEMONIC_MOV: case ZYDIS_MNEMONIC_MOVZX: case ZYDIS_MNEMONIC_MOVSX: case ZYDIS_MNEMONIC_MOVSXD:
@@ -47,7 +47,12 @@ static bool is_cmov(const ZydisDecodedInstruction *z)
 	       z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
 }
 
-static bool is_nothing(ZydisMnemonic mnemonic)
+bool tx_is_copied(const ZydisDecodedInstruction *z)
+{
+	return is_cmov(z) || is_copied_mnemonic(z->mnemonic);
+}
+
+bool tx_is_nothing(ZydisMnemonic mnemonic)
 {
 	switch (mnemonic) {
 	case ZYDIS_MNEMONIC_NOP:
@@ -610,7 +615,7 @@ static bool ret(struct tx *x, struct tx_insn *i)
 	return true;
 }
 
-static bool is_jcc(const ZydisDecodedInstruction *z)
+bool tx_is_jcc(const ZydisDecodedInstruction *z)
 {
 	return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
 	       ((z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xf0) == 0x70) ||
@@ -637,8 +642,7 @@ static bool jump_if(struct tx *x, struct tx_insn *i)
 	return true;
 }
 
-/* The vector registers are the guest's once the gate has been passed. */
-static void pass_gate(struct tx *x)
+void tx_pass_gate(struct tx *x)
 {
 	if (x->facts.gated)
 		return;
@@ -701,7 +705,7 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 		!(native->flags & (NATIVE_X87 | NATIVE_MMX))) {
 		if (i->written & 1u << RSP)
 			return false;
-		pass_gate(x);
+		tx_pass_gate(x);
 		return copy(x, i);
 	}
 	switch (i->d.insn.mnemonic) {
@@ -750,11 +754,11 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 	default:
 		break;
 	}
-	if (is_jcc(&i->d.insn))
+	if (tx_is_jcc(&i->d.insn))
 		return jump_if(x, i);
-	if (is_nothing(i->d.insn.mnemonic))
+	if (tx_is_nothing(i->d.insn.mnemonic))
 		return true;
-	if (is_cmov(&i->d.insn) || is_copied(i->d.insn.mnemonic))
+	if (tx_is_copied(&i->d.insn))
 		return copy(x, i);
 	return tx_system(x, i, decoded);
 }

@@ -24,6 +24,7 @@
 static const int moved[] = {RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R12, R13, R14, R15};
 static const int saved[] = {RBX, RBP, R12, R13, R14, R15};
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+#define MOVED_32 6u /* of them, in 32-bit code */
 
 /* XRSTOR or XSAVE (0F AE /digit, REX.W) of the vector state: destroys RAX, RDX. */
 static void emit_xstate(struct emit *m, struct engine *e, int digit)
@@ -42,7 +43,7 @@ static uint8_t *emit_if_loaded(struct emit *m, struct hot *h)
 	return emit_jcc(m, 4);
 }
 
-static void emit_enter(struct emit *m, struct engine *e)
+static void emit_enter(struct emit *m, struct engine *e, bool mode32)
 {
 	struct hot *h = &e->translator->hot;
 	uint8_t *skip;
@@ -55,8 +56,10 @@ static void emit_enter(struct emit *m, struct engine *e)
 	emit_patch(skip, m->p);
 	emit_load(m, RAX, mem_abs(&h->flags));
 	emit_bytes(m, "\x04\x7f\x9e", 3); /* add $127, %al; sahf */
-	for (unsigned n = 0; n < COUNT(moved); n++)
+	for (unsigned n = 0; n < (mode32 ? MOVED_32 : COUNT(moved)); n++)
 		emit_load(m, moved[n], mem_abs(&e->cpu->gpr[moved[n]]));
+	if (mode32)
+		tx32_emit_registers(m, e);
 	emit_load(m, RAX, mem_abs(&e->cpu->gpr[RAX]));
 	emit_load(m, S1, mem_abs(&h->scratch[0]));
 	emit_load(m, S2, mem_abs(&h->scratch[1]));
@@ -64,11 +67,11 @@ static void emit_enter(struct emit *m, struct engine *e)
 	emit_group5(m, GROUP5_JMP, mem_abs(&h->enter_pc));
 }
 
-static void emit_leave(struct emit *m, struct engine *e)
+static void emit_leave(struct emit *m, struct engine *e, bool mode32)
 {
 	struct hot *h = &e->translator->hot;
 
-	for (unsigned n = 0; n < COUNT(moved); n++)
+	for (unsigned n = 0; n < (mode32 ? MOVED_32 : COUNT(moved)); n++)
 		emit_store(m, moved[n], mem_abs(&e->cpu->gpr[moved[n]]));
 	emit_store(m, RAX, mem_abs(&e->cpu->gpr[RAX]));
 	emit_store(m, S1, mem_abs(&h->scratch[0]));
@@ -99,14 +102,19 @@ void translator_emit_fixed(struct engine *e)
 	struct emit m = {t->write};
 
 	t->enter = (uint32_t)(m.p - t->write);
-	emit_enter(&m, e);
+	emit_enter(&m, e, false);
+	t->enter32 = (uint32_t)(m.p - t->write);
+	emit_enter(&m, e, true);
 	t->leave = (uint32_t)(m.p - t->write);
-	emit_leave(&m, e);
+	emit_leave(&m, e, false);
 	t->leave_fault = (uint32_t)(m.p - t->write);
 	emit_leave_tail(&m, e);
 	t->lost = (uint32_t)(m.p - t->write);
 	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
-	emit_patch(emit_jmp(&m), t->write + t->leave);
+	emit_group5(&m, GROUP5_JMP, mem_abs(&t->hot.leave_now));
+	t->leave32 = (uint32_t)(m.p - t->write);
+	emit_leave(&m, e, true);
+	emit_patch(emit_jmp(&m), t->write + t->leave_fault);
 	t->fixed = (uint32_t)(m.p - t->write);
 }
 
@@ -149,13 +157,17 @@ static void prepare(struct engine *e, unsigned view, bool start)
 		t->upper_changes = e->deltas->upper_changes;
 		translator_forget(e, false, true);
 	}
+	t->code32 = e->mode == MODE_32;
+	h->leave_now = (uint64_t)(uintptr_t)t->execute + (t->code32 ? t->leave32 : t->leave);
+	if (t->code32)
+		tx32_prepare(e, view);
 	if (view == SHADOW_USER && t->changes != e->deltas->changes)
 		translator_forget(e, true, false);
 	t->changes = e->deltas->changes;
 	if (start)
 		h->code_base = c->gpr[GPR_RIP] & ~0xfffull;
 	h->code_host = h->code_base + delta[slot_of(h->code_base)];
-	h->rsp_delta = delta[slot_of(rsp)];
+	h->rsp_delta = t->code32 ? 0 : delta[slot_of(rsp)];
 	h->rsp_neg = -h->rsp_delta;
 	h->rsp_key = rsp >> 39;
 	h->rsp_key_neg = -h->rsp_key;
@@ -171,7 +183,7 @@ static void prepare(struct engine *e, unsigned view, bool start)
 static void enter(struct engine *e, uint64_t pc)
 {
 	struct translator *t = e->translator;
-	void (*code)(void) = (void (*)(void))(uintptr_t)(t->execute + t->enter);
+	void (*code)(void) = (void (*)(void))(uintptr_t)(t->execute + (t->code32 ? t->enter32 : t->enter));
 	bool vector = t->hot.fp_loaded;
 
 	t->hot.enter_pc = pc;
@@ -263,13 +275,13 @@ static const struct insn *find_insn(struct engine *e, uint32_t block)
 static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 {
 	struct cpu_state *c = e->cpu;
-	uint64_t rip = c->gpr[GPR_RIP];
+	uint64_t rip = c->gpr[GPR_RIP], mask = e->translator->code32 ? 0xffffffffu : ~0ull;
 
 	if (!i)
 		return;
 	if (i->flags & INSN_MEM) {
 		c->gpr[GPR_RIP] += i->length;
-		shadow_fill(e, insn_flat_linear(e, i), is_write);
+		shadow_fill(e, insn_flat_linear(e, i) & mask, is_write);
 		c->gpr[GPR_RIP] = rip;
 	}
 	if (i->mnemonic >= ZYDIS_MNEMONIC_STOSB && i->mnemonic <= ZYDIS_MNEMONIC_STOSW)
@@ -279,6 +291,8 @@ static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 		shadow_fill(e, c->gpr[GPR_RSI], false);
 	}
 	shadow_fill(e, c->gpr[GPR_RSP], is_write);
+	if (e->translator->code32)
+		shadow_fill(e, (uint32_t)(c->gpr[GPR_RSP] - 4), is_write);
 }
 
 /* Vector instructions are wanted. True: go on at fault_pc, with the guest's state loaded. */
@@ -318,6 +332,10 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 	if (string) {
 		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
 		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
+		if (t->code32) {
+			e->cpu->gpr[GPR_RDI] = (uint32_t)e->cpu->gpr[GPR_RDI];
+			e->cpu->gpr[GPR_RSI] = (uint32_t)e->cpu->gpr[GPR_RSI];
+		}
 	}
 	if (t->fault_signal == SIGSEGV) {
 		gva = shadow_gva(e, t->fault_hva);
@@ -329,7 +347,7 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 					e, &e->blocks->crossings[index & ~TB_CROSSING].insn, t->fault_write);
 			else
 				fill_operands(e, find_insn(e, index), t->fault_write);
-		} else if (gva + e->deltas->delta[view][slot_of(gva)] == t->fault_hva &&
+		} else if (!(t->code32 && gva >> 32) && gva + e->deltas->delta[view][slot_of(gva)] == t->fault_hva &&
 			   shadow_fill(e, gva, t->fault_write)) {
 			/*
 			 * Not in a guard: what has left its slot by a displacement or lies across its end is
@@ -456,7 +474,7 @@ static void chain(struct engine *e, const struct block *b, uint32_t tb)
 	const struct tb *from = &t->tbs[s->tb];
 	const struct block *source = &e->blocks->blocks[from->block & ~TB_CROSSING];
 
-	if ((from->block & TB_CROSSING) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view ||
+	if ((from->block & TB_CROSSING) || ((source->key ^ b->key) & 3) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view ||
 		source->tb[from->view] != s->tb + 1)
 		return;
 	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
@@ -526,7 +544,7 @@ static enum translator_did step_crossing(
 {
 	struct crossing *x = e->blocks->single_crossing;
 
-	if (!x || x->linear != e->cpu->gpr[GPR_RIP] || x->mode != MODE_64)
+	if (!x || x->linear != e->cpu->gpr[GPR_RIP] || x->mode != e->mode)
 		return DID_NOTHING;
 	if (!x->tb[view]) {
 		if (++x->heat < e->translator->heat)
@@ -583,7 +601,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		t->chain_from = 0;
 		return DID_LEAVE_ONE;
 	}
-	if (!e->flat || e->align_check || (e->cpu->rflags & FLAG_DF)) {
+	if (!(e->flat || tx32_ready(e)) || e->align_check || (e->cpu->rflags & FLAG_DF)) {
 		t->chain_from = 0;
 		return DID_NOTHING;
 	}
@@ -637,7 +655,7 @@ bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 	pc = (uint64_t)regs[REG_RIP] - (uint64_t)(uintptr_t)t->execute;
 	if (pc < t->fixed || pc >= t->code_used)
 		return false;
-	for (unsigned n = 0; n < COUNT(moved); n++)
+	for (unsigned n = 0; n < (t->code32 ? MOVED_32 : COUNT(moved)); n++)
 		e->cpu->gpr[moved[n]] = (uint64_t)regs[host[moved[n]]];
 	e->cpu->gpr[RAX] = (uint64_t)regs[REG_RAX];
 	t->hot.scratch[0] = (uint64_t)regs[REG_R10];

@@ -24,6 +24,7 @@ void translator_set_masks(struct translator *t)
 	t->hot.mask_virtual = VIRTUAL_FLAGS;
 	t->hot.mask_ax = 0x010000ff; /* ax of SETO, LAHF, rotated right by 8: OF 24, the rest 7:0 */
 	t->hot.mask_status = 0x8ff;
+	t->hot.mask_carry = 1ull << 32;
 }
 
 static struct emit_mem rflags(struct tx *x)
@@ -86,8 +87,7 @@ static bool sti(struct tx *x, const struct tx_insn *i)
 	return true;
 }
 
-/* S1 = RFLAGS as PUSHF shows it; destroys S2. */
-static void compose_flags(struct tx *x)
+void tx_compose_flags(struct tx *x)
 {
 	struct hot *h = &x->t->hot;
 
@@ -124,11 +124,7 @@ static void store_virtual(struct tx *x, uint32_t mask)
 	emit_store(&x->m, S2, rflags(x));
 }
 
-/*
- * The flags in S1 would change more than IF and the status flags: the interpreter does it. Destroys S2 and
- * flags.
- */
-static void check_flags(struct tx *x, const struct tx_insn *i)
+void tx_check_flags(struct tx *x, const struct tx_insn *i)
 {
 	emit_move(&x->m, S2, S1);
 	emit_op_mem(&x->m, 0x33, S2, rflags(x));
@@ -137,11 +133,18 @@ static void check_flags(struct tx *x, const struct tx_insn *i)
 	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
 }
 
+void tx_restore_flags(struct tx *x, const struct tx_insn *i)
+{
+	store_virtual(x, ~0u);
+	load_status(x);
+	poll_attention(x, i->next);
+}
+
 static bool pushf(struct tx *x, const struct tx_insn *i)
 {
 	if (i->d.insn.operand_width != 64)
 		return false;
-	compose_flags(x);
+	tx_compose_flags(x);
 	emit_push(&x->m, S1);
 	return true;
 }
@@ -152,11 +155,9 @@ static bool popf(struct tx *x, const struct tx_insn *i)
 		return false;
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_load(&x->m, S1, mem_base(RSP, 0));
-	check_flags(x, i);
+	tx_check_flags(x, i);
 	emit_lea(&x->m, RSP, mem_base(RSP, 8));
-	store_virtual(x, ~0u);
-	load_status(x);
-	poll_attention(x, i->next);
+	tx_restore_flags(x, i);
 	return true;
 }
 
@@ -230,7 +231,7 @@ static bool call_system(struct tx *x, const struct tx_insn *i)
 
 	if (!(c->efer & EFER_SCE) || (c->sfmask & FLAGS_STATUS) != FLAGS_STATUS)
 		return false;
-	compose_flags(x);
+	tx_compose_flags(x);
 	emit_store(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
 	store_virtual(x, ~(uint32_t)c->sfmask);
 	count(x, &x->e->stats->emul_syscall);
@@ -261,7 +262,7 @@ static bool return_from_system(struct tx *x, const struct tx_insn *i)
 	emit_shr(&x->m, S1, 47);
 	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
 	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
-	check_flags(x, i);
+	tx_check_flags(x, i);
 	store_virtual(x, ~0u);
 	count(x, &x->e->stats->emul_sysret);
 	store_segment(x, SEG_CS, (uint16_t)((base + 16) | 3), 0xa09b | 3 << SEG_AR_DPL_SHIFT);
