@@ -417,37 +417,40 @@ static bool same(struct tester *t, bool whole, bool print)
 
 /* The frame of the exception that a side has stopped in; NULL: none to be found. EIP, CS, EFLAGS and, where it has them, ESP, SS. */
 struct frame {
-	uint8_t *at[5];
+	struct side *side;
+	uint32_t at;
 	unsigned size; /* of an element */
 };
+
+/* Byte k of element n; NULL: not in RAM. */
+static uint8_t *frame_byte(const struct frame *f, unsigned n, unsigned k)
+{
+	uint64_t gpa = mmu_translate(f->side->engine, f->at + n * f->size + k);
+
+	return gpa < RAM32_SIZE ? f->side->ram + gpa : NULL;
+}
 
 static bool find_frame(struct tester *t, unsigned n, struct frame *f, unsigned *vector)
 {
 	const uint32_t with_error = 1u << EXC_DF | 1u << EXC_TS | 1u << EXC_NP | 1u << EXC_SS | 1u << EXC_GP | 1u << EXC_PF | 1u << EXC_AC;
 	struct side *side = &t->sides[n];
 	uint64_t rip = side->block->cpu.gpr[GPR_RIP];
-	uint32_t sp = (uint32_t)side->block->cpu.gpr[GPR_RSP];
 
 	if (rip < HANDLERS || rip >= HANDLERS + 32 * 16 || side->kind != VCPU_EXIT_KICKED)
 		return false;
 	*vector = (unsigned)(rip - HANDLERS) / 16;
 	f->size = t->program.paging == PAGING_COMPAT ? 8 : 4;
-	sp += (with_error >> *vector & 1) * f->size;
-	for (unsigned k = 0; k < 5; k++) {
-		uint64_t gpa = mmu_translate(side->engine, sp + k * f->size);
-
-		f->at[k] = gpa + 4 <= RAM32_SIZE ? side->ram + gpa : NULL;
-		if (k < 3 && (!f->at[k] || (gpa & 0xfff) > 0xffc))
-			return false;
-	}
-	return true;
+	f->side = side;
+	f->at = (uint32_t)side->block->cpu.gpr[GPR_RSP] + (with_error >> *vector & 1) * f->size;
+	return frame_byte(f, 0, 0) && frame_byte(f, 2, 3);
 }
 
 static uint32_t frame_get(const struct frame *f, unsigned n)
 {
-	uint32_t v;
+	uint32_t v = 0;
 
-	memcpy(&v, f->at[n], 4);
+	for (unsigned k = 0; k < 4; k++)
+		v |= (uint32_t)*frame_byte(f, n, k) << k * 8;
 	return v;
 }
 
@@ -469,7 +472,8 @@ static void forgive_flags(struct tester *t)
 	if (!find_frame(t, 0, &f[0], &vector) || !find_frame(t, 1, &f[1], &vector))
 		return;
 	flags = (frame_get(&f[1], 2) & ~(uint32_t)FLAGS_STATUS) | (frame_get(&f[0], 2) & (uint32_t)FLAGS_STATUS);
-	memcpy(f[1].at[2], &flags, 4);
+	for (unsigned k = 0; k < 4; k++)
+		*frame_byte(&f[1], 2, k) = (uint8_t)(flags >> k * 8);
 }
 
 /* --- running --- */
