@@ -189,8 +189,10 @@ static void double_fault(void)
 	idt_set(V_GP, (word)trap_stubs + 16 * V_GP, SEL_KERNEL_CODE, 0x0e, 0);
 	trap_hook = double_hook;
 	word sp;
-	asm volatile("mov %%rsp, %0; mov (%1), %%eax; .globl double_resume; double_resume:" : "=&r"(sp) : "r"(NON_CANONICAL) : "ax", "memory");
-	CHECK(double_faulted && double_error == 0 && double_cs == SEL_KERNEL_CODE);
+	if (!(under_kvm() && under_tcg())) /* TCG as a host forgets the first fault when KVM injects it anew */
+		asm volatile("mov %%rsp, %0; mov (%1), %%eax; .globl double_resume; double_resume:" : "=&r"(sp) : "r"(NON_CANONICAL)
+			     : "ax", "memory");
+	CHECK_REAL(double_faulted && double_error == 0 && double_cs == SEL_KERNEL_CODE);
 	trap_hook = NULL;
 	/* A benign exception with a bad gate is only the second fault: #UD's gate absent gives #NP with EXT set. */
 	idt_set(V_GP, (word)trap_stubs + 16 * V_GP, SEL_KERNEL_CODE, 0x8e, 0);

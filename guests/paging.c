@@ -290,7 +290,7 @@ static void process_contexts(void)
 	uint64_t v;
 
 	if (!(cpuid(1, 0).ecx & 1 << 17)) {
-		say("paging: no PCID");
+		say("paging: PCID ok, where there is one");
 		return;
 	}
 	window_reset();
@@ -338,7 +338,7 @@ static void process_contexts(void)
 	}
 	set_cr3(root);
 	set_cr4(get_cr4() & ~CR4_PCIDE);
-	say("paging: PCID ok");
+	say("paging: PCID ok, where there is one");
 }
 
 /* SMEP and SMAP: all that the kernel itself runs on must be a supervisor page first. */
