@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -220,13 +221,23 @@ static char *file_read(const char *path, size_t *size, struct error *err)
 	return text;
 }
 
+/* Everything but the samples, of which none count. */
+static void clear(struct bench_result *r)
+{
+	memset(r, 0, offsetof(struct bench_result, cells));
+	for (unsigned w = 0; w < BENCH_WORK_MAX; w++)
+		for (unsigned c = 0; c < BENCH_COLUMN_MAX; c++)
+			memset(&r->cells[w][c], 0, offsetof(struct bench_cell, samples));
+	memset(r->launches, 0, sizeof(*r) - offsetof(struct bench_result, launches));
+}
+
 int bench_load(struct bench_result *r, const char *path, struct error *err)
 {
 	size_t size;
 	char *text = file_read(path, &size, err);
 	struct json_value *root;
 
-	memset(r, 0, sizeof(*r));
+	clear(r);
 	if (!text)
 		return err ? err->code : -EIO;
 	root = json_parse(text, size);
