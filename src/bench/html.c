@@ -73,10 +73,11 @@ static void head(FILE *file, const struct bench_result *r)
 	fact(file, "Host kernel", "%s", r->host.kernel);
 	fact(file, "KVM", "%s; memory: %s", r->host.kvm, r->host.memory_virt);
 	fact(file, "Guest kernel", "%s", r->guest_kernel[0] ? r->guest_kernel : "none");
-	bench_noise_text(&r->noise, noise, sizeof(noise));
-	fact(file, "Steadiness of the host", "%s", noise);
 	fact(file, "Load average", "%.2f at the start, %.2f at the end", r->host.load_start, r->host.load_end);
-	fprintf(file, "</div>\n");
+	fprintf(file, "</div>\n<p class=\"soft\">");
+	bench_noise_text(&r->noise, noise, sizeof(noise));
+	html_text(file, noise);
+	fprintf(file, ".</p>\n");
 	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
 		worst = fmax(worst, bench_noise_factor(&r->noise, kind));
 	if (r->noise.busy > UNSTEADY || worst > 1 + 4 * UNSTEADY)
@@ -108,7 +109,8 @@ static void table(FILE *file, const struct bench_result *r, enum bench_group gro
 	fprintf(file,
 		"<div class=\"scroll\"><table>\n<caption>Medians%s with their spread: as far as two launches of "
 		"this run were apart in 95&nbsp;%% of the works, or as this work's own if that is more. "
-		"! is unstable: its own launches differ more than that.</caption>\n"
+		"! is unstable: its own launches differ more than that. ? was launched once: nothing is known of its "
+		"spread.</caption>\n"
 		"<thead><tr><th>work</th><th class=\"t what\">one iteration is</th>",
 		group == BENCH_NANO ? " in cycles" : "");
 	for (unsigned c = 0; c < r->column_count; c++)

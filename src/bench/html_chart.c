@@ -144,7 +144,7 @@ static void ratio_bar(
 	fprintf(file, "<line class=\"whisker\" x1=\"%.2f%%\" x2=\"%.2f%%\" y1=\"%.1f\" y2=\"%.1f\"/>", low,
 		high, y + BAR / 2.0, y + BAR / 2.0);
 	fprintf(file, "<text x=\"%.2f%%\" dx=\"5\" y=\"%u\">×%s%s</text>", fmax(fmax(high, at), one),
-		y + BAR - 1, text, ratio->unstable ? "&thinsp;!" : "");
+		y + BAR - 1, text, ratio->unstable ? "&thinsp;!" : ratio->known ? "" : "&thinsp;?");
 }
 
 static void work_row(FILE *file, const struct bench_result *r, unsigned w, int base, const struct axis *axis)
@@ -236,7 +236,7 @@ void html_chart(FILE *file, const struct bench_result *r, enum bench_group group
 	fprintf(file,
 		" in the same run, on a logarithmic axis: shorter is faster, left of ×1 is faster than that. "
 		"Each launch is compared with its neighbours in time. The thin lines say where another run is to be "
-		"expected; ! marks what is unstable.</figcaption>\n</figure>\n");
+		"expected; ! marks what is unstable, ? what was launched once.</figcaption>\n</figure>\n");
 }
 
 static int by_value(const void *a, const void *b)

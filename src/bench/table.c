@@ -52,7 +52,7 @@ static void ratio_cell(const struct bench_result *r, unsigned w, unsigned c, int
 	bench_ratio_text(ratio.value, value, sizeof(value));
 	bench_ratio_text(ratio.low, low, sizeof(low));
 	bench_ratio_text(ratio.high, high, sizeof(high));
-	snprintf(text, size, "×%s (%s..%s)%s", value, low, high, ratio.unstable ? "!" : "");
+	snprintf(text, size, "×%s (%s..%s)%s", value, low, high, ratio.unstable ? "!" : ratio.known ? "" : "?");
 }
 
 #define VALUE_WIDTH 16
@@ -165,7 +165,7 @@ void bench_table_print(const struct bench_result *r, FILE *file)
 		"Guest kernel: %s. %s.\n"
 		"Medians with their spread: as far as two launches of this run were apart in 95 %% of the works, "
 		"or this work's own.\n× is the ratio to the base's launches just before and after. ! is unstable: see "
-		"below.\n",
+		"below. ? was launched once.\n",
 		r->guest_kernel[0] ? r->guest_kernel : "none", noise);
 	for (unsigned group = 0; group < BENCH_GROUPS; group++)
 		group_print(r, (enum bench_group)group, file);
