@@ -32,6 +32,7 @@ enum boot_kind boot_identify(const char *path, struct error *err);
 const char *boot_kind_name(enum boot_kind kind);
 
 #define BOOT_FIRMWARE_DEFAULT "/usr/share/seabios/bios-256k.bin"
+#define BOOT_FIRMWARE_UEFI "/usr/share/OVMF/OVMF_CODE_4M.fd"
 
 struct boot_request {
 	enum boot_kind kind;  /* of `kernel`; BOOT_FIRMWARE: start the firmware, the disk is the machine's business */
@@ -69,8 +70,8 @@ struct boot_e820 {
 #define BOOT_E820_MAX 12
 
 /*
- * Fills the map and returns the number of entries, in ascending order. `firmware`: for SeaBIOS, which reserves the
- * low megabyte itself and wants RAM and foreign reservations only; entries has room for BOOT_E820_MAX.
+ * Fills the map and returns the number of entries, in ascending order. `firmware`: for SeaBIOS and OVMF, which reserve
+ * the low megabyte and the ECAM themselves: RAM only. entries has room for BOOT_E820_MAX.
  */
 unsigned boot_e820_build(const struct guest_mem *mem, int firmware, struct boot_e820 *entries);
 

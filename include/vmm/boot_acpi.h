@@ -26,6 +26,8 @@ struct guest_mem;
 
 struct acpi_config {
 	unsigned cpus; /* 1 … ACPI_CPUS_MAX */
+	/* Where firmware has moved things to; 0: GPA_ECAM, GPA_PCI_MMIO64 and its size. The tables' sizes do not depend on it. */
+	uint64_t ecam, mmio64, mmio64_size;
 };
 
 /* All owned; free with acpi_tables_free(). Addresses in `tables` and `rsdp` are relative to the blob, sums are 0. */

@@ -21,6 +21,7 @@ struct acpi_pm;
 #define ACPI_PM_TMR (ACPI_PM_BASE + 0x08)   /* 4 bytes; 32-bit timer: TMR_VAL_EXT set */
 #define ACPI_GPE0 (ACPI_PM_BASE + 0x20)	    /* 4 bytes: 2 status, 2 enable */
 #define ACPI_GPE0_LEN 4
+#define ACPI_SMI_EN (ACPI_PM_BASE + 0x30) /* ICH9's; read-only here */
 #define ACPI_PM_SIZE 0x80
 #define ACPI_SMI_CMD 0xb2
 #define ACPI_SMI_ENABLE 0xf1

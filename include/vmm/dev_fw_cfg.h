@@ -56,4 +56,11 @@ int fw_cfg_add_file(struct fw_cfg *fw, const char *name, const void *data, size_
 /* A file whose bytes the guest may write by DMA (etc/tpm…, vmgenid-like). */
 int fw_cfg_add_writable_file(struct fw_cfg *fw, const char *name, const void *data, size_t size);
 
+/*
+ * fn is called when the guest selects a named file, before it reads it: fw_cfg_update_file() may then give it new bytes
+ * (as many as before; else -EINVAL; -ENOENT: no such file). Some content depends on what firmware has done so far.
+ */
+void fw_cfg_on_select(struct fw_cfg *fw, void (*fn)(void *ctx, const char *name), void *ctx);
+int fw_cfg_update_file(struct fw_cfg *fw, const char *name, const void *data, size_t size);
+
 #endif

@@ -27,6 +27,9 @@ enum machine_net_kind { MACHINE_NET_USER, MACHINE_NET_TAP };
 /* What --trace may show; a mask. */
 enum machine_trace { MACHINE_TRACE_PIO = 1, MACHINE_TRACE_MMIO = 2 };
 
+/* A triple fault: what the machine does by itself (direct boot: stop; firmware: reset, as on a PC), or as told. */
+enum machine_triple_fault { MACHINE_TRIPLE_AUTO, MACHINE_TRIPLE_RESET, MACHINE_TRIPLE_STOP };
+
 struct machine_disk {
 	char path[MACHINE_PATH_MAX];
 	char serial[21]; /* virtio-blk's 20 bytes and a terminator; empty: chosen by the machine */
@@ -56,7 +59,13 @@ struct machine_config {
 	unsigned move_every, move_length; /* as in struct kvm_config; for tests */
 
 	const char *guest; /* told by content: disk image, bzImage or ELF */
-	const char *kernel, *initrd, *append, *firmware;
+	const char *kernel, *initrd, *append;
+	const char *firmware;	   /* a path, or "bios" or "uefi" for the host's own */
+	const char *firmware_vars; /* file of UEFI's variables; NULL: those of the template, changes are lost */
+	const char *firmware_log;  /* what firmware writes to its debug console; NULL: nothing is offered */
+	unsigned boot_menu;	   /* seconds that firmware waits for a key; 0: no menu */
+	unsigned boot_order_count; /* disks in the order in which firmware tries them; empty: its own order */
+	uint8_t boot_order[MACHINE_DISK_MAX + 1];
 
 	unsigned disk_count;
 	struct machine_disk disks[MACHINE_DISK_MAX];
@@ -68,6 +77,7 @@ struct machine_config {
 	const char *console_path;
 	enum machine_reboot on_reboot;
 	bool test_device; /* dev_testdev.h */
+	enum machine_triple_fault on_triple_fault;
 	const char *stats_path;
 	unsigned trace; /* enum machine_trace mask */
 	const char *trace_path; /* NULL: stderr */

@@ -45,6 +45,7 @@ struct guest_mem {
 	 */
 	void (*layout_changed)(void *ctx);
 	void *layout_ctx;
+	bool hidden_written; /* mem_store() has written bytes that were not in the layout, since the last layout_changed() */
 };
 
 /* Creates `size` bytes of RAM (a multiple of 4 KiB, 1 MiB at least). */
@@ -78,6 +79,12 @@ struct mem_mapping {
  * -ENOSPC (too many pieces) and -EINVAL (bytes that do not exist) leave all as it was. Device lock held.
  */
 int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned count);
+
+/*
+ * Writes bytes of the memfd at `offset`, whether the guest can see them at the moment or not: RAM behind a ROM, a flash that
+ * answers otherwise. The range lies in the file. Device lock held.
+ */
+void mem_store(struct guest_mem *mem, uint64_t offset, const void *src, uint64_t length);
 
 /* End of RAM below the PCI hole, and bytes of RAM above 4 GiB. */
 uint64_t mem_low_end(const struct guest_mem *mem);

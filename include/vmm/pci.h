@@ -1,6 +1,7 @@
 /*
  * PCI: one root bus (bus 0) with configuration mechanism 1 (ports 0xcf8/0xcfc), the memory-mapped ECAM of PCI
- * Express (GPA_ECAM) and a host bridge at 00:00.0. A device is a configuration space with a write mask for every
+ * Express (GPA_ECAM, unless firmware moves it), a host bridge at 00:00.0 and an ISA bridge at 00:1f.0 with the identities
+ * that firmware expects (pci_host.c). A device is a configuration space with a write mask for every
  * byte, up to six memory BARs, an optional MSI-X capability with a BAR of its own, and one INTx pin.
  *
  * Interrupt pins are swizzled as on a PC: pin p (0 = INTA) of slot s drives line (s + p) & 3.
@@ -19,6 +20,7 @@ struct pci_bus;
 
 #define PCI_CONFIG_BYTES 4096
 #define PCI_SLOTS 32
+#define PCI_LPC_SLOT 31
 #define PCI_BARS 6
 #define PCI_MSIX_VECTORS_MAX 64
 
@@ -121,6 +123,17 @@ void pci_bus_reset(struct pci_bus *pci);
  * after each reset of a directly booted machine. 0, or -ENOSPC.
  */
 int pci_bus_assign(struct pci_bus *pci, const uint8_t irq_numbers[4], struct error *err);
+/*
+ * For a machine that starts through firmware: C0000 … FFFFF shows RAM or ROM as the host bridge's PAM registers say, ROM
+ * alone after each reset. The ROM's rom_size bytes at rom_offset of the memfd end at 1 MiB. Once, before vcpus run. 0 or
+ * -EEXIST.
+ */
+struct guest_mem;
+int pci_host_set_shadow(struct pci_bus *pci, struct guest_mem *mem, uint64_t rom_offset, uint64_t rom_size);
+/* Where the ECAM is decoded at the moment, 0: nowhere. */
+uint64_t pci_ecam_address(const struct pci_bus *pci);
+/* The smallest and the largest address + 1 of the BARs above 4 GiB, if there are any; else both stay as they are. */
+void pci_bars_above_4g(const struct pci_bus *pci, uint64_t *first, uint64_t *end);
 /* The device at a slot of bus 0 or NULL. */
 struct pci_device *pci_bus_device(struct pci_bus *pci, unsigned slot);
 
@@ -136,7 +149,7 @@ void pci_device_set_bar(struct pci_device *dev, unsigned bar, uint64_t size, boo
 unsigned pci_device_add_cap(struct pci_device *dev, uint8_t id, unsigned size);
 /* Adds MSI-X with `vectors` entries; BAR `bar` (32-bit, 4 KiB) holds the table at 0 and the PBA at 0x800. */
 void pci_device_add_msix(struct pci_device *dev, unsigned bar, unsigned vectors);
-/* Puts the device in a slot (1..31; 0 takes the first free one). -EBUSY if taken, -ENOSPC. */
+/* Puts the device in a slot (1..30; 0 takes the first free one). -EBUSY if taken, -ENOSPC. */
 int pci_device_add(struct pci_bus *pci, struct pci_device *dev, unsigned slot, struct error *err);
 
 /* Address of a BAR if it is decoded at the moment, else 0. */

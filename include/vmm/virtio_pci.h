@@ -32,5 +32,7 @@ int virtio_pci_notify_list(struct virtio_pci *vpci, struct virtio_notify *out, i
 /* fn(ctx) is called, device lock held, whenever the list may have changed. One listener. */
 void virtio_pci_set_notify_changed(struct virtio_pci *vpci, void (*fn)(void *ctx), void *ctx);
 struct virtio_device *virtio_pci_device(struct virtio_pci *vpci);
+/* Its device number on bus 0. */
+unsigned virtio_pci_slot(const struct virtio_pci *vpci);
 
 #endif

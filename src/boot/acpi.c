@@ -149,11 +149,11 @@ static size_t build_facs(struct builder *b)
 	return start;
 }
 
-static size_t build_dsdt(struct builder *b, unsigned cpus)
+static size_t build_dsdt(struct builder *b, const struct acpi_config *config)
 {
 	size_t start = table_begin(b, "DSDT", 2);
 
-	acpi_dsdt_write(&b->blob, cpus);
+	acpi_dsdt_write(&b->blob, config);
 	table_end(b, start);
 	return start;
 }
@@ -277,13 +277,13 @@ static size_t build_madt(struct builder *b, unsigned cpus)
 }
 
 /* PCI Firmware Specification 3.3, 4.1.2 */
-static size_t build_mcfg(struct builder *b)
+static size_t build_mcfg(struct builder *b, uint64_t ecam)
 {
 	struct aml *a = &b->blob;
 	size_t start = table_begin(b, "MCFG", 1);
 
 	aml_qword(a, 0);
-	aml_qword(a, GPA_ECAM);
+	aml_qword(a, ecam);
 	aml_word(a, 0); /* segment */
 	aml_byte(a, 0);
 	aml_byte(a, (uint8_t)((GPA_ECAM_SIZE >> 20) - 1));
@@ -345,8 +345,22 @@ static void build_rsdp(struct builder *b, size_t rsdt, size_t xsdt)
 	loader_checksum(b, FILE_RSDP, 32, 0, 36);
 }
 
-int acpi_tables_build(const struct acpi_config *config, struct acpi_tables *tables, struct error *err)
+static struct acpi_config with_defaults(const struct acpi_config *config)
 {
+	struct acpi_config c = *config;
+
+	if (!c.ecam || c.ecam > GPA_HIGH_RAM - GPA_ECAM_SIZE)
+		c.ecam = GPA_ECAM;
+	if (!c.mmio64_size) {
+		c.mmio64 = GPA_PCI_MMIO64;
+		c.mmio64_size = GPA_PCI_MMIO64_SIZE;
+	}
+	return c;
+}
+
+int acpi_tables_build(const struct acpi_config *request, struct acpi_tables *tables, struct error *err)
+{
+	const struct acpi_config filled = with_defaults(request), *config = &filled;
 	struct builder b = { 0 };
 	size_t facs, dsdt, rsdt, xsdt, list[4];
 
@@ -358,10 +372,10 @@ int acpi_tables_build(const struct acpi_config *config, struct acpi_tables *tabl
 	loader_allocate(&b, FILE_TABLES, TABLE_ALIGN, ZONE_HIGH);
 	loader_allocate(&b, FILE_RSDP, 16, ZONE_FSEG);
 	facs = build_facs(&b);
-	dsdt = build_dsdt(&b, config->cpus);
+	dsdt = build_dsdt(&b, config);
 	list[0] = build_fadt(&b, facs, dsdt);
 	list[1] = build_madt(&b, config->cpus);
-	list[2] = build_mcfg(&b);
+	list[2] = build_mcfg(&b, config->ecam);
 	list[3] = build_hpet(&b);
 	rsdt = build_root(&b, "RSDT", 4, list, 4);
 	xsdt = build_root(&b, "XSDT", 8, list, 4);

@@ -70,8 +70,9 @@ static void write_interrupt_routing(struct aml *a)
 }
 
 /* The second 32-bit window is where SeaBIOS puts BARs, so that a guest need not move them. */
-static void write_pci(struct aml *a)
+static void write_pci(struct aml *a, const struct acpi_config *config)
 {
+	uint64_t second = config->ecam == GPA_ECAM ? GPA_ECAM + GPA_ECAM_SIZE : GPA_PCI_MMIO_END;
 	size_t device = aml_open_device(a, "PCI0");
 	size_t resources;
 
@@ -87,8 +88,8 @@ static void write_pci(struct aml *a)
 	aml_window_io(a, 0, 0xcf7);
 	aml_window_io(a, 0xd00, 0xffff);
 	aml_window_memory32(a, (uint32_t)GPA_PCI_HOLE, (uint32_t)(GPA_PCI_MMIO_END - 1));
-	aml_window_memory32(a, (uint32_t)(GPA_ECAM + GPA_ECAM_SIZE), (uint32_t)(GPA_IOAPIC - 1));
-	aml_window_memory64(a, GPA_PCI_MMIO64, GPA_PCI_MMIO64 + GPA_PCI_MMIO64_SIZE - 1);
+	aml_window_memory32(a, (uint32_t)second, (uint32_t)(GPA_IOAPIC - 1));
+	aml_window_memory64(a, config->mmio64, config->mmio64 + config->mmio64_size - 1);
 	aml_close_resources(a, resources);
 	write_interrupt_routing(a);
 	aml_close(a, device);
@@ -126,7 +127,7 @@ static void write_hpet(struct aml *a)
 	aml_close(a, device);
 }
 
-static void write_motherboard(struct aml *a)
+static void write_motherboard(struct aml *a, const struct acpi_config *config)
 {
 	size_t device = aml_open_device(a, "MBRD");
 	size_t resources;
@@ -134,24 +135,24 @@ static void write_motherboard(struct aml *a)
 	aml_name_eisa_id(a, "_HID", "PNP0C02");
 	aml_name_integer(a, "_UID", 0);
 	resources = aml_open_resources(a);
-	aml_memory32(a, true, (uint32_t)GPA_ECAM, (uint32_t)GPA_ECAM_SIZE);
+	aml_memory32(a, true, (uint32_t)config->ecam, (uint32_t)GPA_ECAM_SIZE);
 	aml_io(a, PORT_PM1_EVENT, PORT_PM_SIZE);
 	aml_close_resources(a, resources);
 	aml_close(a, device);
 }
 
-void acpi_dsdt_write(struct aml *a, unsigned cpus)
+void acpi_dsdt_write(struct aml *a, const struct acpi_config *config)
 {
 	size_t scope;
 
 	write_sleep(a);
 	scope = aml_open_scope(a, "_SB_");
-	write_processors(a, cpus);
-	write_pci(a);
+	write_processors(a, config->cpus);
+	write_pci(a, config);
 	write_isa_device(a, "COM1", "PNP0501", 0x3f8, 0, 8, 4);
 	write_isa_device(a, "KBD_", "PNP0303", 0x60, 0x64, 1, 1);
 	write_isa_device(a, "RTC_", "PNP0B00", 0x70, 0, 2, 8);
 	write_hpet(a);
-	write_motherboard(a);
+	write_motherboard(a, config);
 	aml_close(a, scope);
 }

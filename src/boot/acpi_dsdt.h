@@ -3,7 +3,9 @@
 #define BOOT_ACPI_DSDT_H
 
 struct aml;
+struct acpi_config;
 
-void acpi_dsdt_write(struct aml *a, unsigned cpus);
+/* config: with all its defaults filled in. */
+void acpi_dsdt_write(struct aml *a, const struct acpi_config *config);
 
 #endif

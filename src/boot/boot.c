@@ -103,7 +103,8 @@ unsigned boot_e820_build(const struct guest_mem *mem, int firmware, struct boot_
 		if (low_end > GPA_1M)
 			entries[n++] = (struct boot_e820){ GPA_1M, low_end - GPA_1M, BOOT_E820_RAM };
 	}
-	entries[n++] = (struct boot_e820){ GPA_ECAM, GPA_ECAM_SIZE, BOOT_E820_RESERVED };
+	if (!firmware)
+		entries[n++] = (struct boot_e820){ GPA_ECAM, GPA_ECAM_SIZE, BOOT_E820_RESERVED };
 	if (high)
 		entries[n++] = (struct boot_e820){ GPA_HIGH_RAM, high, BOOT_E820_RAM };
 	return n;

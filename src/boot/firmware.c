@@ -1,9 +1,6 @@
 /*
- * Firmware: a flat BIOS image, mapped read-only so that it ends at 4 GiB, where the processor's first
- * instruction is fetched (FFFFFFF0h). Its last 256 KiB are also copied below 1 MiB: SeaBIOS runs there and
- * writes to itself. A chip set would show ROM until it is told to show RAM, and SeaBIOS would copy itself;
- * our host bridge has no registers for that, so RAM it is, with all of the image. A reset loads again: RAM,
- * with the copy, has been cleared, the ROM is there.
+ * Firmware: a flat image, mapped read-only so that it ends at 4 GiB, where the processor's first instruction is fetched
+ * (FFFFFFF0h). What of it is to be seen below 1 MiB is the host bridge's business. At a reset the ROM is still there.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,12 +8,11 @@
 #include "loader.h"
 
 #define FIRMWARE_MAX 0x1000000ull
-#define SHADOW_SIZE 0x40000ull
 #define RESET_VECTOR 0xfffffff0ull
 
 int firmware_load(struct boot_context *c)
 {
-	uint64_t size = c->image.size, shadow = size < SHADOW_SIZE ? size : SHADOW_SIZE;
+	uint64_t size = c->image.size;
 	uint8_t *data;
 	int code;
 
@@ -30,8 +26,6 @@ int firmware_load(struct boot_context *c)
 	code = image_read(&c->image, 0, data, size, c->err);
 	if (code == 0 && !mem_ptr(c->mem, GPA_4G - size, size, false))
 		code = mem_add_rom(c->mem, GPA_4G - size, data, size, c->err);
-	if (code == 0 && mem_write(c->mem, GPA_1M - shadow, data + size - shadow, shadow) < 0)
-		code = error_set(c->err, -EINVAL, "the firmware needs 1 MiB of memory at least");
 	free(data);
 	c->result->protocol = "firmware";
 	c->result->entry = RESET_VECTOR;

@@ -40,6 +40,8 @@ static const struct choice engines[] = {{"auto", MACHINE_ENGINE_AUTO}, {"interp"
 	{"lockstep", MACHINE_ENGINE_LOCKSTEP}, {NULL, 0}};
 static const struct choice reboots[] = {{"reset", MACHINE_REBOOT_RESET}, {"exit", MACHINE_REBOOT_EXIT}, {NULL, 0}};
 static const struct choice switches[] = {{"off", false}, {"on", true}, {NULL, 0}};
+static const struct choice triple_faults[] = {{"auto", MACHINE_TRIPLE_AUTO}, {"reset", MACHINE_TRIPLE_RESET},
+	{"stop", MACHINE_TRIPLE_STOP}, {NULL, 0}};
 static const struct choice log_levels[] = {{"error", LOG_ERROR}, {"warning", LOG_WARNING}, {"info", LOG_INFO},
 	{"debug", LOG_DEBUG}, {NULL, 0}};
 
@@ -251,6 +253,35 @@ static int cpus_parse(const char *text, struct machine_config *config, struct er
 	return 0;
 }
 
+/* diskN,diskM,…: numbers in the order of the command line, GUEST first. */
+static int boot_order_parse(const char *text, struct machine_config *config, struct error *err)
+{
+	const char *rest = text;
+	unsigned long value;
+	char item[16];
+
+	config->boot_order_count = 0;
+	while (rest) {
+		if (list_next(&rest, item, sizeof(item)) || strncmp(item, "disk", 4) || number_parse(item + 4, 0, MACHINE_DISK_MAX, &value))
+			return error_set(err, -EINVAL, "--boot-order takes disks by their numbers, such as disk1,disk0; GUEST is disk0.");
+		for (unsigned i = 0; i < config->boot_order_count; i++)
+			if (config->boot_order[i] == value)
+				return error_set(err, -EINVAL, "--boot-order names disk%lu twice.", value);
+		config->boot_order[config->boot_order_count++] = (uint8_t)value;
+	}
+	return 0;
+}
+
+static int boot_menu_parse(const char *text, struct machine_config *config, struct error *err)
+{
+	unsigned long value;
+
+	if (number_parse(text, 0, 60, &value))
+		return error_set(err, -EINVAL, "--boot-menu is the number of seconds to wait for a key, from 0 to 60.");
+	config->boot_menu = (unsigned)value;
+	return 0;
+}
+
 static int cpu_parse(const char *text, struct machine_config *config, struct error *err)
 {
 	const char *rest = text;
@@ -307,12 +338,15 @@ bad:
 
 enum option {
 	OPT_BACKEND, OPT_ENGINE, OPT_CPUS, OPT_CPU, OPT_MEMORY, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_FIRMWARE,
+	OPT_FIRMWARE_VARS, OPT_FIRMWARE_LOG, OPT_BOOT_ORDER, OPT_BOOT_MENU, OPT_ON_TRIPLE_FAULT,
 	OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
 };
 
 static const struct choice options[] = {
 	{"backend", OPT_BACKEND}, {"engine", OPT_ENGINE}, {"cpus", OPT_CPUS}, {"cpu", OPT_CPU},
 	{"memory", OPT_MEMORY}, {"kernel", OPT_KERNEL}, {"initrd", OPT_INITRD}, {"append", OPT_APPEND},
+	{"firmware-vars", OPT_FIRMWARE_VARS}, {"firmware-log", OPT_FIRMWARE_LOG}, {"boot-order", OPT_BOOT_ORDER},
+	{"boot-menu", OPT_BOOT_MENU}, {"on-triple-fault", OPT_ON_TRIPLE_FAULT},
 	{"firmware", OPT_FIRMWARE}, {"disk", OPT_DISK}, {"net", OPT_NET}, {"console", OPT_CONSOLE},
 	{"on-reboot", OPT_ON_REBOOT}, {"test-device", OPT_TEST_DEVICE}, {"stats", OPT_STATS}, {"trace", OPT_TRACE},
 	{"log", OPT_LOG}, {NULL, 0},
@@ -354,6 +388,11 @@ static int option_apply(struct cli_request *request, int option, const char *nam
 			return error_set(err, -EINVAL, "--test-device is on or off.");
 		config->test_device = choice != 0;
 		return 0;
+	case OPT_ON_TRIPLE_FAULT:
+		if (choice_find(triple_faults, value, &choice))
+			return error_set(err, -EINVAL, "--on-triple-fault is auto, reset or stop.");
+		config->on_triple_fault = (enum machine_triple_fault)choice;
+		return 0;
 	case OPT_LOG:
 		if (choice_find(log_levels, value, &choice))
 			return error_set(err, -EINVAL, "--log is error, warning, info or debug.");
@@ -369,6 +408,10 @@ static int option_apply(struct cli_request *request, int option, const char *nam
 	case OPT_KERNEL: return path_set(&config->kernel, name, value, err);
 	case OPT_INITRD: return path_set(&config->initrd, name, value, err);
 	case OPT_FIRMWARE: return path_set(&config->firmware, name, value, err);
+	case OPT_FIRMWARE_VARS: return path_set(&config->firmware_vars, name, value, err);
+	case OPT_FIRMWARE_LOG: return path_set(&config->firmware_log, name, value, err);
+	case OPT_BOOT_ORDER: return boot_order_parse(value, config, err);
+	case OPT_BOOT_MENU: return boot_menu_parse(value, config, err);
 	case OPT_STATS: return path_set(&config->stats_path, name, value, err);
 	case OPT_APPEND:
 		config->append = value;
@@ -386,6 +429,9 @@ static int run_check(const struct machine_config *config, struct error *err)
 		return error_set(err, -EINVAL, "A kernel is started directly; leave --firmware out, or --kernel.");
 	if (!config->kernel && (config->firmware || !config->guest) && (config->initrd || config->append))
 		return error_set(err, -EINVAL, "--initrd and --append need a kernel (--kernel).");
+	if (config->kernel && (config->firmware_vars || config->firmware_log || config->boot_order_count || config->boot_menu))
+		return error_set(err, -EINVAL, "A kernel is started directly; --firmware-vars, --firmware-log, --boot-order and "
+			"--boot-menu are for firmware.");
 	if (config->cpus > 1 && config->backend == MACHINE_BACKEND_SOFT)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
 	return 0;

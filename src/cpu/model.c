@@ -192,12 +192,7 @@ int cpu_model_create_at(const char *spec, unsigned cpu_count, uint64_t tsc_khz, 
 	if (cpu_count > 1)
 		m->host_features[CPU_WORD_1_EDX] |= B(28); /* HTT: more than one logical processor in the package */
 	mask_vendor_words(m);
-	m->phys_bits = 40;
-	if ((uint32_t)__get_cpuid_max(0x80000000u, NULL) >= 0x80000008u) {
-		__cpuid(0x80000008u, a, b, c, d);
-		if ((a & 0xff) > 40)
-			m->phys_bits = (a & 0xff) < 48 ? a & 0xff : 48;
-	}
+	m->phys_bits = 40; /* the highest BARs end below 1 TiB; UEFI firmware maps all that could be, page by page */
 	for (uint32_t i = 0; i < 3; i++)
 		__cpuid(0x80000002u + i, m->brand[4 * i], m->brand[4 * i + 1], m->brand[4 * i + 2], m->brand[4 * i + 3]);
 	m->tsc_khz = tsc_khz ? tsc_khz : measure_tsc_khz();

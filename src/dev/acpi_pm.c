@@ -91,6 +91,8 @@ static uint32_t register_read(struct acpi_pm *pm, unsigned offset)
 		return (uint32_t)timer_ticks(s);
 	case ACPI_GPE0:
 		return (uint32_t)s->gpe_enable << 16;
+	case ACPI_SMI_EN:
+		return 1 << 5; /* APMC_EN: to firmware, system management mode is set up already */
 	default:
 		return 0;
 	}

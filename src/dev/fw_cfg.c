@@ -52,6 +52,8 @@ struct fw_cfg {
 	/* Filled before vcpus run; the keys are the indices. */
 	struct item items[MAX_ITEMS];
 	unsigned files;
+	void (*on_select)(void *ctx, const char *name);
+	void *on_select_ctx;
 	/* Device lock. */
 	struct fw_cfg_state state;
 };
@@ -83,6 +85,8 @@ static void select_key(struct fw_cfg *fw, uint16_t key)
 	/* Bits 15 and 14 are the architecture's own and the old write channel; neither has items here. */
 	fw->state.key = key < MAX_ITEMS ? key : NO_ITEM;
 	fw->state.offset = 0;
+	if (fw->on_select && key >= FIRST_FILE && selected(fw))
+		fw->on_select(fw->on_select_ctx, selected(fw)->name);
 }
 
 /* Moves on, and stays at the end of 32 bits rather than wrapping into the item again. */
@@ -281,6 +285,27 @@ int fw_cfg_add_u64(struct fw_cfg *fw, uint16_t key, uint64_t value)
 
 	bytes_store(bytes, sizeof(bytes), value);
 	return fw_cfg_add_bytes(fw, key, bytes, sizeof(bytes));
+}
+
+void fw_cfg_on_select(struct fw_cfg *fw, void (*fn)(void *ctx, const char *name), void *ctx)
+{
+	fw->on_select = fn;
+	fw->on_select_ctx = ctx;
+}
+
+int fw_cfg_update_file(struct fw_cfg *fw, const char *name, const void *data, size_t size)
+{
+	for (unsigned i = 0; i < fw->files; i++) {
+		struct item *file = &fw->items[FIRST_FILE + i];
+
+		if (strcmp(name, file->name))
+			continue;
+		if (size != file->size)
+			return -EINVAL;
+		memcpy(file->data, data, size);
+		return 0;
+	}
+	return -ENOENT;
 }
 
 int fw_cfg_create(struct bus *bus, struct guest_mem *mem, struct fw_cfg **out, struct error *err)

@@ -4,12 +4,15 @@
  * the device lock held, so it is only latched here; machine_run() acts on it.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "machine_internal.h"
 #include "vmm/bus.h"
 #include "vmm/dev_acpi_pm.h"
 #include "vmm/dev_debug.h"
+#include "vmm/dev_flash.h"
 #include "vmm/dev_fw_cfg.h"
 #include "vmm/dev_hpet.h"
 #include "vmm/dev_i8042.h"
@@ -23,6 +26,7 @@
 #include "vmm/host_net.h"
 #include "vmm/irqchip.h"
 #include "vmm/kvm.h"
+#include "vmm/log.h"
 #include "vmm/mem.h"
 #include "vmm/pci.h"
 #include "vmm/soft.h"
@@ -59,6 +63,15 @@ static void on_console_output(void *ctx, const uint8_t *data, size_t length)
 
 	if (m->console.output)
 		m->console.output(m->console.ctx, data, length);
+}
+
+static void on_firmware_log(void *ctx, const uint8_t *data, size_t length)
+{
+	struct machine *m = ctx;
+
+	fwrite(data, 1, length, m->firmware_log);
+	if (data[length - 1] == '\n')
+		fflush(m->firmware_log);
 }
 
 static void on_console_ready(void *ctx)
@@ -157,7 +170,7 @@ static int ports_create(struct machine *m, struct error *err)
 	const struct serial_host nobody = {.answers = answers(m)};
 	const struct i8042_host kbd = {on_reset, m};
 	const struct acpi_pm_host pm = {on_poweroff, m, answers(m)};
-	const struct debug_host debug = {on_debug_exit, m->firmware ? on_console_output : NULL, m};
+	const struct debug_host debug = {on_debug_exit, m->firmware_log ? on_firmware_log : NULL, m};
 	int rc;
 
 	rc = serial_create(m->bus, m->loop, SERIAL_COM1, irqchip_line(m->irqchip, 4), &com1, "com1", &m->serial[0], err);
@@ -222,13 +235,32 @@ static int disk_create(struct machine *m, const char *path, bool readonly, const
 	return virtio_attach(m, dev, err);
 }
 
+/* An image of a CD, or one that we may only read: then so may the guest. */
+static bool guest_is_readonly(const char *path)
+{
+	char id[5] = "";
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+	if (fd >= 0) {
+		if (pread(fd, id, sizeof(id), 0x8001) != (ssize_t)sizeof(id))
+			id[0] = 0;
+		close(fd);
+	}
+	if (!memcmp(id, "CD001", sizeof(id)))
+		return true;
+	if (!access(path, W_OK) || (errno != EACCES && errno != EROFS && errno != EPERM))
+		return false;
+	log_message(LOG_WARNING, "%.300s is not writable: the guest may only read it.", path);
+	return true;
+}
+
 static int disks_create(struct machine *m, struct error *err)
 {
 	const struct machine_config *config = m->config;
 	int rc = 0;
 
 	if (config->guest && m->boot.kernel != config->guest)
-		rc = disk_create(m, config->guest, false, NULL, err);
+		rc = disk_create(m, config->guest, guest_is_readonly(config->guest), NULL, err);
 	for (unsigned i = 0; i < config->disk_count && !rc; i++) {
 		const struct machine_disk *disk = &config->disks[i];
 
@@ -290,12 +322,13 @@ static int rng_create(struct machine *m, struct error *err)
  */
 static void posted_ports(struct machine *m)
 {
-	static const uint16_t ports[] = {SERIAL_COM1, SERIAL_COM2, 0xcf8, 0x80};
+	static const uint16_t ports[] = {SERIAL_COM1, SERIAL_COM2, 0xcf8, 0x80, 0x402};
+	unsigned count = sizeof(ports) / sizeof(ports[0]) - !m->firmware_log;
 
-	for (unsigned i = 0; i < sizeof(ports) / sizeof(ports[0]) && !m->config->trace; i++)
+	for (unsigned i = 0; i < count && !m->config->trace; i++)
 		soft_set_posted_pio(m->soft, ports[i]);
 	/* Not the serial ports: KVM keeps a write until the next exit, which may be long. */
-	for (unsigned i = 2; i < sizeof(ports) / sizeof(ports[0]) && !m->config->trace && m->kvm && m->config->cpus == 1; i++)
+	for (unsigned i = 2; i < count && !m->config->trace && m->kvm && m->config->cpus == 1; i++)
 		kvm_set_posted_pio(m->kvm, ports[i]);
 }
 
@@ -330,6 +363,8 @@ void machine_devices_reset(struct machine *m)
 	for (unsigned i = 0; i < m->disk_count; i++)
 		host_disk_drain(m->disks[i]);
 	pci_bus_reset(m->pci);
+	if (m->flash)
+		flash_reset(m->flash);
 	fw_cfg_reset(m->fw_cfg);
 	acpi_pm_reset(m->acpi_pm);
 	serial_reset(m->serial[0]);
@@ -346,6 +381,7 @@ void machine_devices_destroy(struct machine *m)
 	/* Each unmapped BAR would have notify_changed() look at all devices, some of them gone. */
 	for (unsigned i = 0; i < m->virtio_count; i++)
 		virtio_pci_set_notify_changed(m->virtio[i], NULL, NULL);
+	machine_firmware_destroy(m);
 	if (m->pci)
 		pci_bus_destroy(m->pci);
 	if (m->testdev)

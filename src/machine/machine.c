@@ -57,6 +57,25 @@ static void host_ipi(void *ctx, unsigned from, uint32_t dest, uint32_t icr_low)
 		soft_ipi(m->soft, from, dest, icr_low);
 }
 
+static bool triple_fault_resets(const struct machine *m)
+{
+	if (m->config->on_triple_fault == MACHINE_TRIPLE_AUTO)
+		return m->firmware;
+	return m->config->on_triple_fault == MACHINE_TRIPLE_RESET;
+}
+
+/* A PC's processor stops, and the board resets the machine. Some guests reboot so; it may be a crash as well. */
+static void triple_fault_reset(struct machine *m, unsigned index, const char *cause)
+{
+	log_message(LOG_WARNING, "A triple fault on vcpu %u resets the machine: %.300s.", index, cause);
+	if (m->config->on_reboot == MACHINE_REBOOT_EXIT) {
+		machine_stop(m, MACHINE_REBOOTED, 0, "%s", "");
+		return;
+	}
+	atomic_store(&m->reset_wanted, true);
+	event_loop_stop(m->loop);
+}
+
 static void host_stopped(void *ctx, unsigned index, const struct vcpu_exit *exit, const struct cpu_state *state)
 {
 	struct machine *m = ctx;
@@ -64,6 +83,10 @@ static void host_stopped(void *ctx, unsigned index, const struct vcpu_exit *exit
 
 	memcpy(cause, exit->text, sizeof(exit->text));
 	cause[sizeof(exit->text)] = 0;
+	if (exit->kind == VCPU_EXIT_SHUTDOWN && triple_fault_resets(m)) {
+		triple_fault_reset(m, index, cause[0] ? cause : "no cause known");
+		return;
+	}
 	if (state)
 		cpu_format(state, registers, sizeof(registers));
 	pthread_mutex_lock(&m->result_lock);
@@ -119,6 +142,16 @@ static int trace_open(struct machine *m, struct error *err)
 		return error_set(err, -errno, "%.300s cannot be written: %s.", m->config->trace_path, strerror(errno));
 	bus_set_observer(m->bus, trace_access, m);
 	return 0;
+}
+
+static int firmware_log_open(struct machine *m, struct error *err)
+{
+	const char *path = m->config->firmware_log;
+
+	if (!path)
+		return 0;
+	m->firmware_log = fopen(path, "we");
+	return m->firmware_log ? 0 : error_set(err, -errno, "%.300s cannot be written: %s.", path, strerror(errno));
 }
 
 /* KVM, if it was asked for or if it is there and good for an unmodified guest. */
@@ -251,6 +284,8 @@ int machine_create(const struct machine_config *config, struct machine **machine
 	if (!rc)
 		rc = machine_boot_choose(m, err);
 	if (!rc)
+		rc = firmware_log_open(m, err);
+	if (!rc)
 		rc = mem_create(config->memory, &m->mem, err);
 	if (!rc)
 		rc = bus_create(&m->device_lock, &m->bus, err);
@@ -302,6 +337,8 @@ void machine_destroy(struct machine *m)
 		worker_pool_destroy(m->pool);
 	if (m->loop)
 		event_loop_destroy(m->loop);
+	if (m->firmware_log)
+		fclose(m->firmware_log);
 	if (m->trace_file && m->trace_file != stderr)
 		fclose(m->trace_file);
 	pthread_mutex_destroy(&m->result_lock);

@@ -10,6 +10,8 @@
 #include "vmm/cpu.h"
 #include "vmm/machine.h"
 
+struct firmware_vars;
+
 struct machine {
 	/* Set at create. */
 	const struct machine_config *config;
@@ -31,6 +33,9 @@ struct machine {
 	struct fw_cfg *fw_cfg;
 	struct debug_ports *debug_ports;
 	struct testdev *testdev; /* NULL unless asked for */
+	struct flash *flash; /* NULL: none */
+	struct firmware_vars *firmware_vars; /* firmware.c */
+	FILE *firmware_log;
 	struct pci_bus *pci;
 	struct virtio_pci *virtio[MACHINE_DISK_MAX + 1 + MACHINE_NET_MAX + 1]; /* … and the entropy device */
 	unsigned virtio_count;
@@ -63,6 +68,10 @@ struct error;
 int machine_devices_create(struct machine *m, struct error *err);
 void machine_devices_reset(struct machine *m);
 void machine_devices_destroy(struct machine *m);
+
+/* firmware.c: the ROM that boot_load() has placed gets its surroundings. Once. Destroy before bus and memory. */
+int machine_firmware_create(struct machine *m, uint64_t rom_gpa, uint64_t rom_size, struct error *err);
+void machine_firmware_destroy(struct machine *m);
 
 /* load.c: the guest into RAM, m->initial for vcpu 0. At the first start and at each reset. */
 int machine_boot_choose(struct machine *m, struct error *err);

@@ -12,6 +12,7 @@
  */
 #include "vmm/mem.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -186,7 +187,28 @@ int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned coun
 	mem->layout = layout;
 	if (mem->layout_changed)
 		mem->layout_changed(mem->layout_ctx);
+	mem->hidden_written = false;
 	return 0;
+}
+
+void mem_store(struct guest_mem *mem, uint64_t offset, const void *src, uint64_t length)
+{
+	uint64_t seen = 0;
+
+	assert(offset <= mem->file_size && length <= mem->file_size - offset);
+	memcpy(mem->base + offset, src, length);
+	for (unsigned i = 0; i < range_count(&mem->layout); i++) {
+		const struct ram_range *r = &mem->layout.ranges[i];
+		uint64_t from = offset > r->offset ? offset : r->offset;
+		uint64_t to = offset + length < r->offset + r->size ? offset + length : r->offset + r->size;
+
+		if (from >= to)
+			continue;
+		seen += to - from;
+		mem_mark_written(mem, r->gpa + (from - r->offset), to - from);
+	}
+	if (seen < length)
+		mem->hidden_written = true;
 }
 
 int mem_add_rom(struct guest_mem *mem, uint64_t gpa, const void *data, uint64_t size, struct error *err)

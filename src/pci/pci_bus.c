@@ -1,9 +1,9 @@
 /*
- * The bus: configuration cycles (mechanism 1 and ECAM), BAR decoding, reset, and the address assignment that firmware
+ * The bus: configuration cycles (mechanism 1; ECAM's window is in pci_host.c), BAR decoding, reset, and the address assignment that firmware
  * would do. Invariant: a BAR is on the bus exactly if memory decoding is on, its address is not 0, does not wrap, and
  * no other region was in its way at the last change; so overlapping BARs are harmless, the first one wins.
  *
- * PCI Local Bus 3.0 §3.2.2.3.2 (mechanism 1), §6.2.5.1 (BARs); PCI Express 3.0 §7.2.2 (ECAM).
+ * PCI Local Bus 3.0 §3.2.2.3.2 (mechanism 1), §6.2.5.1 (BARs).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,9 +17,6 @@
 #define CONFIG_PORT 0xcf8
 #define RESET_PORT 0xcf9
 #define RESET_CPU 0x04
-
-#define HOST_BRIDGE_VENDOR 0x1b36 /* the generic host bridge: nothing in a guest knows a quirk of it */
-#define HOST_BRIDGE_DEVICE 0x0008
 
 static struct pci_device *device_at(struct pci_bus *pci, unsigned bdf)
 {
@@ -72,6 +69,13 @@ void pci_config_write(struct pci_bus *pci, unsigned bdf, unsigned offset, unsign
 		dev->ops->config_written(dev, offset, size);
 }
 
+static uint64_t bar_address(const struct pci_device *dev, unsigned index)
+{
+	const struct pci_bar *bar = &dev->bars[index];
+
+	return bytes_load(dev->state.config + PCI_BAR0 + 4 * index, bar->is_64bit ? 8 : 4) & ~(bar->size - 1);
+}
+
 static uint64_t bar_wanted(const struct pci_device *dev, unsigned index)
 {
 	const struct pci_bar *bar = &dev->bars[index];
@@ -79,7 +83,7 @@ static uint64_t bar_wanted(const struct pci_device *dev, unsigned index)
 
 	if (!bar->size || !(dev->state.config[PCI_COMMAND] & PCI_COMMAND_MEMORY))
 		return 0;
-	base = bytes_load(dev->state.config + PCI_BAR0 + 4 * index, bar->is_64bit ? 8 : 4) & ~(bar->size - 1);
+	base = bar_address(dev, index);
 	return base + bar->size - 1 < base ? 0 : base;
 }
 
@@ -168,33 +172,6 @@ static void port_write(void *opaque, uint64_t offset, unsigned size, uint64_t va
 
 static const struct bus_ops port_ops = {port_read, port_write};
 
-/* ---- ECAM: bus 27:20, device 19:15, function 14:12, register 11:0 ---- */
-
-static uint64_t ecam_read(void *opaque, uint64_t offset, unsigned size)
-{
-	struct pci_bus *pci = opaque;
-
-	if (size == 8 && !(offset & 7))
-		return ecam_read(pci, offset, 4) | ecam_read(pci, offset + 4, 4) << 32;
-	if (size == 8)
-		return ~0ull;
-	return pci_config_read(pci, offset >> 12, offset & 0xfff, size);
-}
-
-static void ecam_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
-{
-	struct pci_bus *pci = opaque;
-
-	if (size == 8 && !(offset & 7)) {
-		ecam_write(pci, offset, 4, value & 0xffffffff);
-		ecam_write(pci, offset + 4, 4, value >> 32);
-	} else if (size != 8) {
-		pci_config_write(pci, offset >> 12, offset & 0xfff, size, value);
-	}
-}
-
-static const struct bus_ops ecam_ops = {ecam_read, ecam_write};
-
 /* ---- life ---- */
 
 int pci_bus_create(struct bus *bus, const struct irq_line lines[4], struct msi_sink msi, void (*reset)(void *ctx),
@@ -213,17 +190,15 @@ int pci_bus_create(struct bus *bus, const struct irq_line lines[4], struct msi_s
 	ret = bus_add(bus, BUS_PIO, CONFIG_PORT, 8, &port_ops, pci, "pci-config");
 	if (ret)
 		goto fail;
-	ret = bus_add(bus, BUS_MMIO, GPA_ECAM, GPA_ECAM_SIZE, &ecam_ops, pci, "pci-ecam");
-	if (ret)
-		goto fail_port;
-	pci_device_init(&pci->host_bridge, "host-bridge", NULL, HOST_BRIDGE_VENDOR, HOST_BRIDGE_DEVICE, 0x060000, 0);
-	pci->host_bridge.bus = pci;
-	memcpy(pci->host_bridge.initial, pci->host_bridge.state.config, PCI_CONFIG_BYTES);
-	pci->devices[0] = &pci->host_bridge;
+	pci_host_init(pci);
+	pci_host_update_ecam(pci);
+	if (!pci->ecam) {
+		bus_remove(bus, BUS_PIO, CONFIG_PORT);
+		ret = -EEXIST;
+		goto fail;
+	}
 	*out = pci;
 	return 0;
-fail_port:
-	bus_remove(bus, BUS_PIO, CONFIG_PORT);
 fail:
 	free(pci);
 	return error_set(err, ret, "the PCI configuration window overlaps another device");
@@ -246,7 +221,7 @@ void pci_bus_destroy(struct pci_bus *pci)
 			dev->ops->destroy(dev);
 	}
 	bus_remove(pci->bus, BUS_PIO, CONFIG_PORT);
-	bus_remove(pci->bus, BUS_MMIO, GPA_ECAM);
+	pci_host_destroy(pci);
 	free(pci);
 }
 
@@ -273,6 +248,20 @@ void pci_bus_reset(struct pci_bus *pci)
 	}
 }
 
+void pci_bars_above_4g(const struct pci_bus *pci, uint64_t *first, uint64_t *end)
+{
+	for (unsigned slot = 0; slot < PCI_SLOTS; slot++)
+		for (unsigned n = 0; pci->devices[slot] && n < PCI_BARS; n++) {
+			const struct pci_bar *bar = &pci->devices[slot]->bars[n];
+			uint64_t base = bar->size && bar->is_64bit ? bar_address(pci->devices[slot], n) : 0;
+
+			if (base < GPA_HIGH_RAM || base + bar->size < base)
+				continue;
+			*first = base < *first ? base : *first;
+			*end = base + bar->size > *end ? base + bar->size : *end;
+		}
+}
+
 struct pci_device *pci_bus_device(struct pci_bus *pci, unsigned slot)
 {
 	return slot < PCI_SLOTS ? pci->devices[slot] : NULL;
@@ -285,7 +274,7 @@ int pci_device_add(struct pci_bus *pci, struct pci_device *dev, unsigned slot, s
 			slot = i;
 	if (!slot)
 		return error_set(err, -ENOSPC, "no free PCI slot for %s: at most %d devices fit", dev->name,
-			PCI_SLOTS - 1);
+			PCI_SLOTS - 2);
 	if (slot >= PCI_SLOTS || pci->devices[slot])
 		return error_set(err, -EBUSY, "PCI slot %u for %s is taken", slot, dev->name);
 	dev->bus = pci;

@@ -18,8 +18,18 @@ struct pci_bus {
 	void (*reset)(void *ctx);
 	void *reset_ctx;
 	struct pci_device *devices[PCI_SLOTS];
-	struct pci_device host_bridge;
+	struct pci_device host_bridge, lpc_bridge;
+	/* Shadow RAM; mem NULL: C0000 … FFFFF is plain RAM. */
+	struct guest_mem *mem;
+	uint64_t rom_offset, rom_size; /* what lies below 1 MiB: its end, in the memfd */
+	/* Where the ECAM is on the bus, 0: nowhere. */
+	uint64_t ecam, ecam_size;
 };
+
+/* pci_host.c: the host bridge and the LPC bridge are put in their slots; the ECAM where the register says. */
+void pci_host_init(struct pci_bus *pci);
+void pci_host_update_ecam(struct pci_bus *pci);
+void pci_host_destroy(struct pci_bus *pci);
 
 /* After a write to the MSI-X control register: sends what was pending if nothing holds it back any more. */
 void pci_msix_update(struct pci_device *dev);

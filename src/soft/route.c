@@ -180,6 +180,11 @@ void soft_layout_changed(void *ctx)
 
 		if (!v)
 			continue;
+		if (vm->mem->hidden_written) {
+			/* Blocks decoded of pages that nobody saw when they were written. */
+			atomic_store(&v->block->invalidate_all, 1);
+			atomic_fetch_or(&v->block->events, VCPU_EVENT_INVALIDATE);
+		}
 		atomic_store(&v->layout_stale, true);
 		if (vm->vcpu_count > 1)
 			soft_post_event(v, VCPU_EVENT_EXIT);

@@ -392,6 +392,11 @@ void virtio_pci_set_notify_changed(struct virtio_pci *vpci, void (*fn)(void *ctx
 	vpci->notify_changed_ctx = ctx;
 }
 
+unsigned virtio_pci_slot(const struct virtio_pci *vpci)
+{
+	return vpci->pci.slot;
+}
+
 struct virtio_device *virtio_pci_device(struct virtio_pci *vpci)
 {
 	return vpci->dev;
