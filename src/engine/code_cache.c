@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "engine/translate.h"
@@ -64,6 +65,9 @@ int translator_create(struct engine *e)
 	if (error)
 		return error;
 	t->heat = HEAT;
+	t->hot.code = &t->hot.entered;
+	if (getrandom(&t->secret, sizeof(t->secret), 0) != sizeof(t->secret))
+		return -EIO;
 	t->hot_after = HOT;
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.high_mask = ~0ull << 39;
@@ -138,8 +142,8 @@ static void set_salts(struct translator *t, enum shadow_view view)
 {
 	uint64_t generation = ++t->generation[view] << 2 | (uint64_t)view << 1;
 
-	t->hot.salt[view] = mix(generation);
-	t->hot.salt[SHADOW_VIEWS + view] = mix(generation | 1);
+	t->hot.salt[view] = mix(mix(generation ^ t->secret) + t->secret);
+	t->hot.salt[SHADOW_VIEWS + view] = mix(mix((generation | 1) ^ t->secret) + t->secret);
 }
 
 void translator_forget(struct engine *e, bool user, bool supervisor)
@@ -171,14 +175,50 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 	memset(t->jump_pages, 0, sizeof(t->jump_pages));
 }
 
-/* Jump cache entries may still lead to the code: it becomes a miss. */
+/*
+ * A thunk of the jump cache. S1 is the key of the target, RIP + salt, which is compared without touching flags; hot.target and
+ * hot.exit_site are those of the jump, should this be another's thunk.
+ */
+void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb)
+{
+	struct translator *t = e->translator;
+	struct hot *h = &t->hot;
+	uint64_t key = gva + h->salt[view + (t->tbs[tb].mode32 ? SHADOW_VIEWS : 0)];
+	uint64_t way_out = (uint64_t)(uintptr_t)t->execute + t->lost;
+	unsigned index = key & (JUMPS - 1);
+	struct code_page *page = &h->pages[index];
+	struct emit m;
+	uint8_t *hit;
+
+	if (h->jumps[index] == way_out) {
+		if (t->code_used + THUNK_SIZE > CODE_SIZE)
+			return;
+		t->code_used = (t->code_used + THUNK_SIZE - 1) & ~(THUNK_SIZE - 1);
+		h->jumps[index] = (uint64_t)(uintptr_t)t->execute + t->code_used;
+		t->code_used += THUNK_SIZE;
+	}
+	*page = (struct code_page){gva & ~0xfffull, host};
+	m.p = t->write + (h->jumps[index] - (uint64_t)(uintptr_t)t->execute);
+	emit_imm64(&m, S2, -key);
+	emit_lea(&m, S2, (struct emit_mem){S1, S2, 0, 0});
+	emit_move(&m, S1, RCX);
+	emit_move(&m, RCX, S2);
+	hit = emit_jrcxz(&m);
+	emit_move(&m, RCX, S1);
+	emit_patch(emit_jmp(&m), t->write + t->lost);
+	emit_patch8(hit, m.p);
+	emit_move(&m, RCX, S1);
+	emit_store_imm64(&m, &h->code, (int32_t)(uintptr_t)page);
+	emit_patch(emit_jmp(&m), t->write + t->tbs[tb].code);
+}
+
+/* Jump cache entries may still lead to the code: it becomes the way out, as a miss of the jump. */
 void translator_drop_code(struct engine *e, uint32_t id)
 {
 	struct translator *t = e->translator;
 	struct tb *tb = &t->tbs[id];
 	struct emit m = {t->write + tb->code};
 
-	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
 	emit_patch(emit_jmp(&m), t->write + (tb->mode32 ? t->leave32 : t->leave));
 
 	for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
@@ -211,13 +251,10 @@ void translator_reset(struct engine *e)
 	}
 	t->code_used = (t->fixed + 63) & ~63u;
 	t->tb_used = t->map_used = 0;
-	t->site_used = SITE_LOST + 1;
-	t->sites[SITE_LOST] = (struct site){.kind = SITE_TARGET};
+	t->site_used = 0;
 	t->chain_from = 0;
-	for (unsigned n = 0; n < JUMPS; n++) {
-		t->hot.jumps[n].tag = 1;
-		t->hot.jumps[n].code = (uint64_t)(uintptr_t)t->execute + t->lost;
-	}
+	for (unsigned n = 0; n < JUMPS; n++)
+		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
 	translator_forget(e, true, true);
 	memset(t->jump_pages, 0, sizeof(t->jump_pages));
 	e->stats->code_resets++;

@@ -134,6 +134,14 @@ static inline void emit_store_imm64(struct emit *m, const volatile void *address
 	emit32(m, (uint32_t)imm);
 }
 
+static inline void emit_imm64(struct emit *m, int reg, uint64_t imm)
+{
+	emit8(m, 0x48 | (reg >= 8 ? 1 : 0));
+	emit8(m, 0xb8 | (unsigned)(reg & 7));
+	emit32(m, (uint32_t)imm);
+	emit32(m, (uint32_t)(imm >> 32));
+}
+
 static inline void emit_shr(struct emit *m, int reg, unsigned count)
 {
 	emit8(m, 0x48 | (reg >= 8 ? 1 : 0));

@@ -112,34 +112,17 @@ void tx_branch(struct tx *x, int cc, int offset)
 void tx_jump(struct tx *x, int offset, int undo, bool polls)
 {
 	struct hot *h = &x->t->hot;
-	uint8_t *hit;
 
 	emit_store(&x->m, S1, mem_abs(&h->target));
 	if (polls) {
 		tx_map(x, MAP_TARGET, true);
 		tx_poll(x, S2);
 	}
-	emit_store(&x->m, RCX, mem_abs(&h->save));
-	emit_load(&x->m, RCX, mem_abs(&h->salt[x->view + (x->mode32 ? SHADOW_VIEWS : 0)]));
-	emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 0});
-	/* movzwl %cx, %r11d */
-	emit8(&x->m, 0x44);
-	emit8(&x->m, 0x0f);
-	emit8(&x->m, 0xb7);
-	emit8(&x->m, 0xd9);
-	emit_lea(&x->m, S2, (struct emit_mem){NO_REG, S2, 2, 0});
-	emit_load(&x->m, S1, mem_table(&h->jumps[0].tag, S2));
-	emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 0});
-	hit = emit_jrcxz(&x->m);
-	emit_load(&x->m, RCX, mem_abs(&h->save));
-	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_TARGET, offset, undo));
-	emit_patch8(hit, x->m.p);
-	emit_load(&x->m, RCX, mem_abs(&h->save));
-	emit_load(&x->m, S1, mem_table(&h->jumps[0].base, S2));
-	emit_store(&x->m, S1, mem_abs(&h->code_base));
-	emit_load(&x->m, S1, mem_table(&h->jumps[0].host, S2));
-	emit_store(&x->m, S1, mem_abs(&h->code_host));
-	emit_group5(&x->m, GROUP5_JMP, mem_table(&h->jumps[0].code, S2));
+	emit_store_imm(&x->m, &h->exit_site, tx_site(x, SITE_TARGET, offset, undo));
+	emit_load(&x->m, S2, mem_abs(&h->salt[x->view + (x->mode32 ? SHADOW_VIEWS : 0)]));
+	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
+	emit_bytes(&x->m, "\x45\x0f\xb7\xda", 4); /* movzwl %r10w, %r11d */
+	emit_group5(&x->m, GROUP5_JMP, mem_table(&h->jumps[0], S2));
 }
 
 /* --- stubs --- */
@@ -279,7 +262,7 @@ void tx_emit_block(struct tx *x, const struct block *b)
 		if (next < 4096 && (b->count == 32 || (b->insns[b->count - 1].flags & INSN_ENDS_BLOCK))) {
 			tx_branch(x, -1, next);
 		} else {
-			emit_load(&x->m, S1, mem_abs(&x->t->hot.code_base));
+			tx_code_base(x, S1);
 			emit_lea(&x->m, S1, mem_base(S1, next));
 			tx_jump(x, next, 0, false);
 		}

@@ -41,7 +41,8 @@
 #define SITE_MAX (1u << 19)
 #define MAP_MAX (1u << 21)
 #define JUMPS 65536u
-#define TB_SIZE_MIN 16 /* host bytes of one block at least */
+#define TB_SIZE_MIN 5 /* host bytes of one block at least */
+#define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
 #define HEAT 16
 #define HOT 2000u	    /* entries before a block is translated once more, with what follows it */
 #define HOT_TRIES 24	    /* how often that is done */
@@ -52,10 +53,15 @@
 #define SEEN_MANY 0xffff
 #define DISP_NEAR (1 << 20) /* a displacement beyond is taken for the address of an array */
 
+/* A page that code runs in. */
+struct code_page {
+	uint64_t base; /* gva */
+	uint64_t host; /* where the shadow has it */
+};
+
 /* What emitted code reads and writes. */
 struct hot {
-	uint64_t code_base;	       /* gva of the page that runs */
-	uint64_t code_host;	       /* where the shadow has it */
+	struct code_page *code;	       /* the page that runs */
 	uint64_t rsp_delta, rsp_neg;   /* and its negative */
 	uint64_t rsp_key, rsp_key_neg; /* guest RSP >> 39; its negative */
 	uint64_t high_mask;	       /* bits 63:39, for PEXT */
@@ -81,12 +87,10 @@ struct hot {
 	uint64_t leave_now;  /* where the fixed code leaves for the code that runs */
 	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
 	uint64_t fp_loaded; /* the guest's vector state is in the host's registers */
-	/* The jump cache. */
-	struct jump {
-		uint64_t tag;	     /* the negative of RIP + salt */
-		uint64_t code;	     /* host */
-		uint64_t base, host; /* code_base, code_host */
-	} jumps[JUMPS];
+	/* The jump cache (code_cache.c): by the low bits of RIP + salt, a thunk or the way out; and the thunk's page. */
+	uint64_t jumps[JUMPS];
+	struct code_page pages[JUMPS];
+	struct code_page entered; /* by C */
 };
 
 enum site_kind {
@@ -97,9 +101,6 @@ enum site_kind {
 	SITE_MISS,   /* the operand of the instruction at `offset` lies in another slot than was foreseen */
 	SITE_HOT,    /* the block has run often: it is at its start */
 };
-
-/* The site of the fixed code. */
-#define SITE_LOST 0u
 
 /* A way out of a block. */
 struct site {
@@ -163,6 +164,7 @@ struct translator {
 	int fault_signal;
 	uint64_t changes, upper_changes; /* of the deltas, as seen */
 	uint64_t generation[SHADOW_VIEWS];
+	uint64_t secret; /* no guest can foresee a salt */
 	uint64_t jump_pages[64]; /* bit by hashed page: the jump cache may have targets in it */
 	struct tb *tbs;
 	struct site *sites;
@@ -185,6 +187,8 @@ void translator_drop_code(struct engine *e, uint32_t tb);
 void translator_forget(struct engine *e, bool user, bool supervisor);
 void translator_forget_page(struct engine *e, uint64_t gva);
 unsigned translator_page_hash(uint64_t gva);
+/* From now on jumps in the view to the address find the code, which is in a page that lies at `host`. */
+void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb);
 /* Lets `site` go to `tb` directly, or to its stub again. */
 void site_chain(struct translator *t, uint32_t site, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
@@ -385,6 +389,9 @@ void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch);
 /* Makes the slot of the address in S1 RSP's; destroys S2. */
 void tx_switch_rsp(struct tx *x);
 void tx_get_rsp(struct tx *x, int to, int32_t disp);
+/* to = the guest's, or the host's, address of the page that runs. */
+void tx_code_base(struct tx *x, int to);
+void tx_code_host(struct tx *x, int to);
 
 /* --- translate_insn.c --- */
 void tx_examine(struct tx *x, struct tx_insn *i);

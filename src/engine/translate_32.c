@@ -496,7 +496,7 @@ static bool pop_flags(struct tx *x, const struct tx_insn *i)
 
 static void page_address(struct tx *x, int to, int offset)
 {
-	emit_load(&x->m, to, mem_abs(&x->t->hot.code_base));
+	tx_code_base(x, to);
 	emit_lea32(x, to, mem_base(to, offset));
 }
 

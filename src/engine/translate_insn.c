@@ -419,7 +419,7 @@ static bool load_address(struct tx *x, struct tx_insn *i)
 	}
 	if (width == 64 && dst != S1 && dst != S2 && op->mem.index == ZYDIS_REGISTER_NONE) {
 		if (op->mem.base == ZYDIS_REGISTER_RIP) {
-			emit_load(&x->m, dst, mem_abs(&x->t->hot.code_base));
+			tx_code_base(x, dst);
 			emit_lea(&x->m, dst, mem_base(dst, i->next + disp));
 			return true;
 		}
@@ -526,7 +526,7 @@ static bool leave(struct tx *x, struct tx_insn *i)
 static void page_address(struct tx *x, int to, int offset)
 {
 	tx_clobber(x, SCRATCH(to));
-	emit_load(&x->m, to, mem_abs(&x->t->hot.code_base));
+	tx_code_base(x, to);
 	emit_lea(&x->m, to, mem_base(to, offset));
 }
 

@@ -83,6 +83,18 @@ void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
 	stub->dst = dst;
 }
 
+void tx_code_base(struct tx *x, int to)
+{
+	emit_load(&x->m, to, mem_abs(&x->t->hot.code));
+	emit_load(&x->m, to, mem_base(to, offsetof(struct code_page, base)));
+}
+
+void tx_code_host(struct tx *x, int to)
+{
+	emit_load(&x->m, to, mem_abs(&x->t->hot.code));
+	emit_load(&x->m, to, mem_base(to, offsetof(struct code_page, host)));
+}
+
 void tx_get_rsp(struct tx *x, int to, int32_t disp)
 {
 	tx_clobber(x, SCRATCH(to));
@@ -170,7 +182,7 @@ void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other
 
 	tx_clobber(x, SCRATCH(to) | SCRATCH(other));
 	if (base == GPR_RIP) {
-		emit_load(&x->m, to, mem_abs(&x->t->hot.code_base));
+		tx_code_base(x, to);
 		emit_lea(&x->m, to, mem_base(to, x->insn[x->n].next + disp));
 	} else {
 		base = address_host(x, base, to);
@@ -201,7 +213,10 @@ static bool known_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned 
 		disp += x->insn[x->n].next;
 		if (disp != (int32_t)disp)
 			return false;
-		from = &x->t->hot.code_host;
+		tx_clobber(x, SCRATCH(free));
+		tx_code_host(x, free);
+		*out = mem_base(free, (int32_t)disp);
+		return true;
 	} else if (base == NO_REG && seg >= 0) {
 		from = &x->t->hot.seg_host[seg];
 	} else if (base == NO_REG) {

@@ -110,7 +110,6 @@ void translator_emit_fixed(struct engine *e)
 	t->leave_fault = (uint32_t)(m.p - t->write);
 	emit_leave_tail(&m, e);
 	t->lost = (uint32_t)(m.p - t->write);
-	emit_store_imm(&m, &t->hot.exit_site, SITE_LOST);
 	emit_group5(&m, GROUP5_JMP, mem_abs(&t->hot.leave_now));
 	t->leave32 = (uint32_t)(m.p - t->write);
 	emit_leave(&m, e, true);
@@ -151,7 +150,7 @@ static void prepare(struct engine *e, unsigned view, bool start)
 	const uint64_t *delta = e->deltas->delta[view];
 	uint64_t rsp = c->gpr[GPR_RSP];
 
-	/* The jump cache keeps code_host. */
+	/* The jump cache keeps code pages' places. */
 	if (t->upper_changes != e->deltas->upper_changes ||
 		(t->nonglobal_jumps && t->changes != e->deltas->changes)) {
 		t->upper_changes = e->deltas->upper_changes;
@@ -164,9 +163,11 @@ static void prepare(struct engine *e, unsigned view, bool start)
 	if (view == SHADOW_USER && t->changes != e->deltas->changes)
 		translator_forget(e, true, false);
 	t->changes = e->deltas->changes;
-	if (start)
-		h->code_base = c->gpr[GPR_RIP] & ~0xfffull;
-	h->code_host = h->code_base + delta[slot_of(h->code_base)];
+	if (start) {
+		h->code = &h->entered;
+		h->code->base = c->gpr[GPR_RIP] & ~0xfffull;
+	}
+	h->code->host = h->code->base + delta[slot_of(h->code->base)];
 	h->rsp_delta = t->code32 ? 0 : delta[slot_of(rsp)];
 	h->rsp_neg = -h->rsp_delta;
 	h->rsp_key = rsp >> 39;
@@ -256,7 +257,7 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 		return true;
 	}
 	e->cpu->gpr[GPR_RIP] =
-		m->offset == MAP_TARGET ? t->hot.target : t->hot.code_base + (uint64_t)(int64_t)m->offset;
+		m->offset == MAP_TARGET ? t->hot.target : t->hot.code->base + (uint64_t)(int64_t)m->offset;
 	return m->poll;
 }
 
@@ -392,12 +393,12 @@ static void leave_code(struct engine *e)
 	switch ((enum site_kind)s->kind) {
 	case SITE_CHAIN:
 		e->stats->exits_chain++;
-		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		t->chain_from = (uint32_t)t->hot.exit_site + 1;
 		break;
 	case SITE_INTERP:
 		e->stats->exits_interp++;
-		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		t->interp_next = true;
 		break;
 	case SITE_TARGET:
@@ -406,7 +407,7 @@ static void leave_code(struct engine *e)
 		if (!is_canonical(t->hot.target)) {
 			/* The branch itself faults: once more, by the interpreter. */
 			c->gpr[GPR_RSP] -= (uint64_t)(int64_t)s->undo;
-			c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+			c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 			t->interp_next = true;
 			return;
 		}
@@ -414,12 +415,12 @@ static void leave_code(struct engine *e)
 		break;
 	case SITE_MISS:
 		e->stats->exits_miss++;
-		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		forget_slot(e, s->tb, (unsigned)s->offset);
 		t->interp_next = true;
 		break;
 	case SITE_HOT:
-		c->gpr[GPR_RIP] = t->hot.code_base + (uint64_t)(int64_t)s->offset;
+		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		t->tbs[s->tb].heat = INT32_MAX;
 		e->blocks->blocks[t->tbs[s->tb].block].hot |= BLOCK_HOT_WANTED;
 		break;
@@ -485,19 +486,14 @@ static void chain(struct engine *e, const struct block *b, uint32_t tb)
 static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool crosses)
 {
 	struct translator *t = e->translator;
-	struct hot *h = &t->hot;
-	uint64_t rip = e->cpu->gpr[GPR_RIP], key = rip + h->salt[view];
-	struct jump *j = &h->jumps[key & (JUMPS - 1)];
+	uint64_t rip = e->cpu->gpr[GPR_RIP];
 	unsigned hash = translator_page_hash(rip);
 
 	/* A supervisor's global translations outlive CR3. */
 	if (view == SHADOW_SUPERVISOR &&
 		(!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
-	j->tag = -key;
-	j->code = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
-	j->base = rip & ~0xfffull;
-	j->host = j->base + e->deltas->delta[view][slot_of(rip)];
+	translator_remember(e, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)], tb);
 	t->jump_pages[hash / 64] |= 1ull << (hash % 64);
 	if (crosses) {
 		hash = translator_page_hash(rip + 15);

@@ -235,7 +235,7 @@ static bool call_system(struct tx *x, const struct tx_insn *i)
 	emit_store(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
 	store_virtual(x, ~(uint32_t)c->sfmask);
 	count(x, &x->e->stats->emul_syscall);
-	emit_load(&x->m, RCX, mem_abs(&x->t->hot.code_base));
+	tx_code_base(x, RCX);
 	emit_lea(&x->m, RCX, mem_base(RCX, i->next));
 	store_segment(x, SEG_CS, cs, 0xa09b);
 	store_segment(x, SEG_SS, (uint16_t)(cs + 8), 0xc093);
