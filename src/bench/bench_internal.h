@@ -23,7 +23,7 @@
 #define BENCH_COLUMN_MAX 12
 #define BENCH_SAMPLE_MAX 512
 #define BENCH_LAUNCH_MAX 512
-#define BENCH_COUNTER_MAX 96
+#define BENCH_COUNTER_MAX 192
 #define BENCH_NAME_MAX 32
 #define BENCH_TEXT_MAX 320
 #define BENCH_COMMAND_MAX 1200
@@ -304,6 +304,8 @@ char *bench_output_of(const char *const *argv);
 
 /* profile.c: adds the counters of a --stats file. */
 void bench_profile_add(struct bench_profile *profile, const char *path);
+/* A counter of all parts of a column. */
+uint64_t bench_profile_sum(const struct bench_result *result, unsigned column, const char *name);
 
 /* save.c, load.c */
 int bench_save(const struct bench_result *result, const char *path, struct error *err);

@@ -310,6 +310,7 @@ bool html_profiles(FILE *file, const struct bench_result *r)
 			fprintf(file, ", %s (%u launch%s)</h3>\n", work[part], profile->launches,
 				profile->launches == 1 ? "" : "es");
 			profile_kind(file, profile, colour_of(r, c), "exits.", "Exits to the VMM");
+			profile_kind(file, profile, colour_of(r, c), "kvm.", "What KVM was asked for");
 			profile_kind(file, profile, colour_of(r, c), "engine.", "Events inside the engine");
 		}
 	return any;

@@ -37,7 +37,7 @@ static char *file_read(const char *path, size_t *size)
 
 void bench_profile_add(struct bench_profile *profile, const char *path)
 {
-	static const char *const kinds[] = {"exits", "engine"};
+	static const char *const kinds[] = {"exits", "engine", "kvm"};
 	size_t size;
 	char *text = file_read(path, &size);
 	struct json_value *root = text ? json_parse(text, size) : NULL;
@@ -47,7 +47,7 @@ void bench_profile_add(struct bench_profile *profile, const char *path)
 		profile->launches++;
 		profile->seconds += json_number(json_get(root, "seconds"), 0);
 		for (const struct json_value *vcpu = vcpus->first; vcpu; vcpu = vcpu->next)
-			for (unsigned k = 0; k < 2; k++) {
+			for (unsigned k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
 				const struct json_value *table = json_get(vcpu, kinds[k]);
 
 				for (const struct json_value *v = table ? table->first : NULL; v; v = v->next)
@@ -57,4 +57,15 @@ void bench_profile_add(struct bench_profile *profile, const char *path)
 	}
 	json_free(root);
 	free(text);
+}
+
+uint64_t bench_profile_sum(const struct bench_result *r, unsigned column, const char *name)
+{
+	uint64_t sum = 0;
+
+	for (unsigned part = 0; part < BENCH_PARTS; part++)
+		for (unsigned i = 0; i < r->profiles[part][column].count; i++)
+			if (!strcmp(r->profiles[part][column].counters[i].name, name))
+				sum += r->profiles[part][column].counters[i].value;
+	return sum;
 }

@@ -428,6 +428,27 @@ static void answers_compare(struct bench_result *r)
 	}
 }
 
+/* A KVM that does not suit the guest leaves much to the software CPU: then the column's name may not say KVM alone. */
+static void stints_tell(struct bench_result *r)
+{
+	for (unsigned c = 0; c < r->column_count; c++) {
+		uint64_t stints = bench_profile_sum(r, c, "kvm.stints");
+		char *end = strrchr(r->columns[c].label, ')');
+
+		if (!stints)
+			continue;
+		bench_note(r,
+			"%s entered KVM %llu times and let the software CPU execute %llu instructions in %llu stints: "
+			"its figures are of both.",
+			r->columns[c].label, (unsigned long long)bench_profile_sum(r, c, "kvm.entries"),
+			(unsigned long long)bench_profile_sum(r, c, "engine.instructions"),
+			(unsigned long long)stints);
+		if (end)
+			snprintf(end, sizeof(r->columns[c].label) - (size_t)(end - r->columns[c].label),
+				", with software CPU)");
+	}
+}
+
 static void pace_set(struct session *s)
 {
 	const struct bench_config *config = s->config;
@@ -497,6 +518,7 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 	result->host.load_end = bench_load_average();
 	result->seconds = elapsed(s);
 	answers_compare(result);
+	stints_tell(result);
 	bench_apart_find(result);
 	free(s);
 	return rc ? error_set(err, rc, "Interrupted.") : 0;

@@ -638,6 +638,29 @@ START_TEST(page)
 }
 END_TEST
 
+START_TEST(counters)
+{
+	FILE *file;
+
+	sample_result();
+	memset(result.profiles, 0, sizeof(result.profiles));
+	path_make();
+	file = fopen(path, "w");
+	fputs("{\"seconds\": 2, \"vcpus\": [{\"exits\": {\"pio\": 3}, \"kvm\": {\"stints\": 1}, \"engine\": {\"instructions\": 50}},"
+	      " {\"exits\": {\"pio\": 4}, \"kvm\": {\"stints\": 2}}]}", file);
+	fclose(file);
+	bench_profile_add(&result.profiles[BENCH_PART_NANO][1], path);
+	bench_profile_add(&result.profiles[BENCH_PART_LINUX][1], path);
+	unlink(path);
+	bench_profile_add(&result.profiles[BENCH_PART_LINUX][1], path); /* it is not there: nothing */
+	ck_assert_uint_eq(bench_profile_sum(&result, 1, "exits.pio"), 14);
+	ck_assert_uint_eq(bench_profile_sum(&result, 1, "kvm.stints"), 6);
+	ck_assert_uint_eq(bench_profile_sum(&result, 1, "engine.instructions"), 100);
+	ck_assert_uint_eq(bench_profile_sum(&result, 0, "exits.pio"), 0);
+	ck_assert_uint_eq(result.profiles[BENCH_PART_LINUX][1].launches, 1);
+}
+END_TEST
+
 START_TEST(refused_files)
 {
 	static const char *const texts[] = {"", "{", "[]", "{\"format\": \"other\", \"format_version\": 2}",
@@ -815,6 +838,7 @@ int main(void)
 	tcase_set_timeout(files, 60);
 	tcase_add_test(files, save_and_load);
 	tcase_add_test(files, page);
+	tcase_add_test(files, counters);
 	tcase_add_loop_test(files, refused_files, 0, 7);
 	tcase_add_test(files, damaged_files);
 	tcase_add_test(files, json_reading);
