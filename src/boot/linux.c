@@ -66,8 +66,9 @@ static int bzimage_check_sizes(struct boot_context *c, struct bzimage *b)
 	uint64_t payload;
 
 	b->offset = ((b->hdr.setup_sects ? b->hdr.setup_sects : 4) + 1u) * SECTOR;
+	/* syssize counts paragraphs; the last one may be begun only (memtest86+). */
 	if (c->image.size <= b->offset + ENTRY_64 ||
-		c->image.size - b->offset < (uint64_t)b->hdr.syssize * 16)
+		(c->image.size - b->offset + 15) / 16 < b->hdr.syssize)
 		return error_set(c->err, -ENOEXEC,
 			"%s is truncated: its header announces %llu bytes, it has %llu", path,
 			(unsigned long long)(b->offset + (uint64_t)b->hdr.syssize * 16),
