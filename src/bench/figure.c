@@ -7,8 +7,8 @@
  *		base's launches just before and just after l, which what drifts touches alike)
  *	apart	how far the y of two launches of one work are from each other: the 95th percentile over all pairs of
  *		launches of all works that a column did in a part
- *	spread	of a figure: apart of its column or of all guests of the part, its own launches' range, or how much
- *		the host's speed varied during the run (meter.c): what is most
+ *	spread	of a figure: apart of its column or of all guests of the part, its own launches' interval, or how
+ *		much the host's speed varied during the run (meter.c): what is most
  *
  * A work was often launched only twice or so, and its own two launches may agree by chance; a hundred works' pairs do
  * not. Yet all works of one launch share its luck, which is why a column's own pairs alone are not trusted. A figure
@@ -106,6 +106,13 @@ struct pairs {
 	unsigned count, size;
 	struct pair *pairs;
 };
+
+static int value_compare(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
 
 static int pair_compare(const void *a, const void *b)
 {
@@ -212,6 +219,28 @@ static double noise_of(const struct bench_result *r)
 	return log(factor);
 }
 
+/*
+ * How wide the interval is that holds the median of what launches can be, in 95 of 100 cases: from the k-th smallest to
+ * the k-th largest, where fewer than k of n fair coins show heads in at most 2.5 % of cases. All of the range up to
+ * eight launches; one that went wrong counts less and less the more there are.
+ */
+static double own_width(const struct series *series)
+{
+	unsigned n = series->count, k = 1;
+	double sorted[BENCH_LAUNCH_MAX], term = pow(0.5, n), below = term; /* P(heads < k), k = 1 */
+
+	memcpy(sorted, series->value, n * sizeof(*sorted));
+	qsort(sorted, n, sizeof(*sorted), value_compare);
+	for (unsigned next = 2; next <= n / 2; next++) {
+		term *= (double)(n - next + 2) / (next - 1);
+		below += term;
+		if (below > (1 - APART_QUANTILE) / 2)
+			break;
+		k = next;
+	}
+	return sorted[n - k] - sorted[k - 1];
+}
+
 struct bench_figure bench_figure(const struct bench_result *r, unsigned work, unsigned column, int base)
 {
 	const struct bench_cell *cell = &r->cells[work][column];
@@ -236,7 +265,7 @@ struct bench_figure bench_figure(const struct bench_result *r, unsigned work, un
 	figure.launches = series.count;
 	figure.own = exp(high - low);
 	figure.unstable = apart >= 0 && pairs_median(&series) > apart;
-	figure.spread = exp(fmax(fmax(apart, noise), high - low));
+	figure.spread = exp(fmax(fmax(apart, noise), own_width(&series)));
 	figure.value = base < 0 ? bench_spread(cell).value : exp(bench_median(series.value, series.count));
 	figure.known = apart >= 0;
 	if (!figure.known && base < 0 && bench_quartiles(cell).low > 0) /* launched once: its samples must do */

@@ -121,17 +121,21 @@ static int part_run(struct session *s, enum bench_part part, unsigned round)
 	return rc;
 }
 
-/* A round of the bare-metal parts, if there is still one to be run and it leaves some time for the rest. */
+/*
+ * A round of the bare-metal parts, if there is still one to be run and time for it: for the first two as long as they
+ * take, for those between the launches of other parts no more than a tenth of what is left.
+ */
 static int bare_run(struct session *s)
 {
-	double took = 0;
+	double took = 0, share = s->bare_round < 2 || s->others_done ? 1.2 : 10;
 	int rc = 0;
 
 	for (unsigned part = 0; part < BENCH_PARTS; part++)
 		for (unsigned c = 0; bench_part_bare((enum bench_part)part) && c < s->result->column_count; c++)
-			took += 2 * s->took[part][c];
-	if (s->bare_round == s->bare_rounds ||
-		(s->bare_round && session_remaining(s) < (s->bare_round < 2 ? 2 : 10) * took))
+			took += s->result->columns[c].kind == BENCH_NATIVE
+					? s->took[part][c] * s->result->column_count
+					: s->took[part][c];
+	if (s->bare_round == s->bare_rounds || (s->bare_round && session_remaining(s) < 1 + share * took))
 		return 0;
 	for (unsigned part = 0; part < BENCH_PARTS && !rc; part++)
 		if (bench_part_bare((enum bench_part)part))
@@ -160,6 +164,7 @@ int session_rounds(struct session *s)
 		if (!rc)
 			rc = bare_run(s);
 	}
+	s->others_done = true;
 	while (!rc && s->bare_round < s->bare_rounds) {
 		unsigned before = s->bare_round;
 

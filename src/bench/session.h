@@ -11,6 +11,7 @@ struct session {
 	int interrupt;
 	uint64_t start, deadline; /* ns; deadline is ~0 without a budget */
 	unsigned rounds, repeat;
+	bool others_done;		  /* nothing but rounds of the bare-metal parts is left */
 	unsigned bare_rounds, bare_round; /* of the bare-metal parts: how many, and the next one */
 	const char *scale, *cycles;	  /* the lengths of a sample: of the Linux works, of the nano works */
 	double limit, bare_limit;	  /* seconds for a launch; for one of the bare-metal guest */

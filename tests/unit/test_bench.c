@@ -192,6 +192,19 @@ START_TEST(ratio_of_neighbours)
 }
 END_TEST
 
+/* One launch of nine that went wrong is not the spread; of five it is. */
+START_TEST(interval_by_order)
+{
+	result_begin();
+	result.cells[0][1] = CELL(1, 20, 20, 20, 20, 20, 20, 20, 20, 80);
+	result.cells[1][1] = CELL(1, 20, 20, 20, 20, 80);
+	bench_apart_find(&result);
+	NEAR(bench_figure(&result, 0, 1, -1).spread, 1);
+	NEAR(bench_figure(&result, 0, 1, -1).own, 4);
+	NEAR(bench_figure(&result, 1, 1, -1).spread, 4);
+}
+END_TEST
+
 /* Cycles about zero: no ratio, and no logarithm of what is not positive. */
 START_TEST(about_zero)
 {
@@ -818,6 +831,7 @@ int main(void)
 	tcase_add_test(statistics, unstable_figure);
 	tcase_add_test(statistics, spread_covers_the_host);
 	tcase_add_test(statistics, ratio_of_neighbours);
+	tcase_add_test(statistics, interval_by_order);
 	tcase_add_test(statistics, about_zero);
 	tcase_add_test(statistics, launched_once);
 	tcase_add_test(statistics, metering);
