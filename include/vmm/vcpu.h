@@ -53,6 +53,8 @@ int vcpu_create(unsigned index, const struct vcpu_backend *ops, void *self, cons
 	struct error *err);
 /* Starts the thread; the guest runs. */
 int vcpu_start(struct vcpu *vcpu, struct error *err);
+/* Asks the thread to stop, without waiting: from a device, whose access was the guest's last. vcpu_stop() follows. Any thread. */
+void vcpu_request_stop(struct vcpu *vcpu);
 /* Asks the thread to stop at the next exit, kicks it, and waits for it. May be started again. A backend that does not
  * answer for some seconds is abandoned. Not on the vcpu's thread. */
 void vcpu_stop(struct vcpu *vcpu);

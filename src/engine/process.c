@@ -101,7 +101,7 @@ static uint64_t exit_to_vmm(void *ctx, enum vcpu_exit_kind kind)
 	give_turn(p->block);
 	wait_turn(p);
 	/* The next instruction may be another now. */
-	if (atomic_load_explicit(&p->block->events, memory_order_relaxed) & VCPU_EVENT_LAYOUT)
+	if (atomic_load_explicit(&p->block->events, memory_order_relaxed) & (VCPU_EVENT_LAYOUT | VCPU_EVENT_EXIT))
 		p->engine->leave_block = true;
 	return p->block->reply.data;
 }

@@ -30,20 +30,30 @@
 #include "vmm/mem.h"
 #include "vmm/pci.h"
 #include "vmm/soft.h"
+#include "vmm/vcpu.h"
 #include "vmm/virtio.h"
 #include "vmm/virtio_pci.h"
 
 #define PCI_LINE_GSI 16u /* INTA to INTD are IOAPIC inputs 16 to 19 */
 
+/* The access that ends a life is the guest's last. */
+static void vcpus_request_stop(struct machine *m)
+{
+	for (unsigned i = 0; i < m->vcpu_count; i++)
+		vcpu_request_stop(m->vcpus[i]);
+}
+
 static void on_poweroff(void *ctx)
 {
 	machine_stop(ctx, MACHINE_POWEROFF, 0, "%s", "");
+	vcpus_request_stop(ctx);
 }
 
 static void on_reset(void *ctx)
 {
 	struct machine *m = ctx;
 
+	vcpus_request_stop(m);
 	if (m->config->on_reboot == MACHINE_REBOOT_EXIT) {
 		machine_stop(m, MACHINE_REBOOTED, 0, "%s", "");
 		return;
@@ -55,6 +65,7 @@ static void on_reset(void *ctx)
 static void on_debug_exit(void *ctx, uint32_t value)
 {
 	machine_stop(ctx, MACHINE_DEBUG_EXIT, (int)((value << 1 | 1) & 0xff), "%s", "");
+	vcpus_request_stop(ctx);
 }
 
 static void on_console_output(void *ctx, const uint8_t *data, size_t length)

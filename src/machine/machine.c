@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <semaphore.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,17 +192,49 @@ static enum vcpu_engine engine_of(enum machine_engine engine)
 	}
 }
 
+struct helper_request {
+	struct machine *m;
+	unsigned index;
+	struct error *err;
+	int rc;
+	sem_t done;
+};
+
+static void helper_create_work(void *ctx)
+{
+	struct helper_request *r = ctx;
+	struct machine *m = r->m;
+	struct cpu_model model = m->model;
+
+	model.apic_id = r->index;
+	r->rc = soft_vcpu_create(m->soft, r->index, &model, engine_of(m->config->engine), 0, &m->helpers[r->index], r->err);
+	sem_post(&r->done);
+}
+
+static void helper_create_done(void *ctx)
+{
+}
+
+/*
+ * A vcpu process dies with the thread that has started it (PR_SET_PDEATHSIG), and the vcpu thread that wants a helper ends at
+ * each reset. So a worker starts it, who lives as long as the machine.
+ */
 static int helper_create(void *ctx, unsigned index, const struct vcpu_backend **ops, void **self, struct error *err)
 {
 	struct machine *m = ctx;
-	struct cpu_model model = m->model;
+	struct helper_request r = {.m = m, .index = index, .err = err};
 	int rc;
 
-	model.apic_id = index;
-	rc = soft_vcpu_create(m->soft, index, &model, engine_of(m->config->engine), 0, &m->helpers[index], err);
+	sem_init(&r.done, 0, 0);
+	rc = worker_pool_submit(m->pool, helper_create_work, helper_create_done, &r);
+	if (rc)
+		return error_set(err, rc, "The host is out of memory.");
+	while (sem_wait(&r.done))
+		;
+	sem_destroy(&r.done);
 	*ops = &soft_vcpu_ops;
 	*self = m->helpers[index];
-	return rc;
+	return r.rc;
 }
 
 static void helper_deliver(void *ctx, uint32_t dest, bool logical, uint8_t delivery_mode, uint8_t vector, bool level)

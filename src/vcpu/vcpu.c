@@ -133,14 +133,19 @@ int vcpu_start(struct vcpu *v, struct error *err)
 	return 0;
 }
 
+void vcpu_request_stop(struct vcpu *v)
+{
+	atomic_store(&v->stopping, true);
+	v->ops->kick(v->self);
+}
+
 void vcpu_stop(struct vcpu *v)
 {
 	struct timespec limit;
 
 	if (!v->started)
 		return;
-	atomic_store(&v->stopping, true);
-	v->ops->kick(v->self);
+	vcpu_request_stop(v);
 	if (v->ops->abandon) {
 		clock_gettime(CLOCK_MONOTONIC, &limit);
 		limit.tv_sec += STOP_SECONDS;
