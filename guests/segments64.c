@@ -56,6 +56,15 @@ static void flat(void)
 	asm volatile("mov %w1, %%es; mov %%es, %0" : "=&r"(v) : "r"(3));
 	CHECK(v == 3);
 	CHECK(user_run(user_es, 0, 0) == V_USER_EXIT && user_result == 0);
+	/* So does a privileged selector, whose base stays. */
+	gdt_set(SEL_A, 0, 0xfffff, 0x93, 0xc);
+	asm volatile("mov %w0, %%gs; wrmsr" : : "r"(SEL_A), "c"(0xc0000101), "a"(0x5000), "d"(0));
+	CHECK(user_run(user_es, 0, 0) == V_USER_EXIT);
+	asm volatile("mov %%gs, %0" : "=r"(v));
+	CHECK(v == 0);
+	asm volatile("rdmsr" : "=a"(v) : "c"(0xc0000101) : "rdx");
+	CHECK(v == 0x5000);
+	asm volatile("mov %w0, %%gs" : : "r"(0));
 	/* TSS and LDT with a base that is not canonical. */
 	memcpy(system_gdt, &gdt[SEL_A / 8], sizeof(system_gdt));
 	gdt[SEL_A / 8] = 0x0000820000000000 | 0xffff;

@@ -344,7 +344,8 @@ static bool take_debug_traps(struct engine *e)
 
 	if (e->stepping) {
 		e->stepping = false;
-		cpu->pending_dr6 |= DR6_BS;
+		if (!cpu->shadow_mov_ss) /* a load of SS has no single-step trap of its own; data breakpoints are held back */
+			cpu->pending_dr6 |= DR6_BS;
 	}
 	if (!cpu->pending_dr6 || cpu->shadow_mov_ss)
 		return true;

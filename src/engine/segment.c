@@ -117,10 +117,11 @@ void segment_drop_privileged(struct engine *e, unsigned cpl)
 		struct cpu_segment *s = &e->cpu->seg[segs[n]];
 		bool conforming = (s->ar & 0xc) == 0xc;
 
-		if (s->ar & SEG_AR_UNUSABLE)
-			s->selector = 0; /* a null selector loses its RPL, and keeps the base that an MSR gave it */
-		else if (!conforming && (s->ar & SEG_AR_DPL) >> SEG_AR_DPL_SHIFT < cpl)
-			segment_set_null(s, 0, 0);
+		/* The base stays: 64-bit code goes on using that of FS and GS. A null selector loses its RPL. */
+		if ((s->ar & SEG_AR_UNUSABLE) || (!conforming && (s->ar & SEG_AR_DPL) >> SEG_AR_DPL_SHIFT < cpl)) {
+			s->selector = 0;
+			s->ar = SEG_AR_UNUSABLE;
+		}
 	}
 }
 

@@ -235,6 +235,18 @@ START_TEST(int1_takes_held_back_breakpoint)
 }
 END_TEST
 
+START_TEST(int1_after_mov_ss_has_no_step)
+{
+	/* mov ss,eax; int1 with TF set: neither instruction has a single-step trap */
+	f.cpu->gpr[GPR_RAX] = FIXTURE_SEL_DATA;
+	f.cpu->rflags |= FLAG_TF;
+	fixture_run(&f, "\x8e\xd0\xf1\x90", 4, 0);
+	ck_assert_int_eq(fixture_vector(&f), EXC_DB);
+	ck_assert_uint_eq(fixture_frame(&f, 0), FIXTURE_CODE + 3);
+	ck_assert_uint_eq(f.cpu->dr6 & DR6_BS, 0);
+}
+END_TEST
+
 START_TEST(cpuid_knows_the_apic)
 {
 	static const uint8_t cpuid[] = { 0x0f, 0xa2 };
@@ -425,6 +437,7 @@ int main(void)
 	tcase_add_test(c, count_is_exact);
 	tcase_add_test(c, paravirtual_clock);
 	tcase_add_test(c, int1_takes_held_back_breakpoint);
+	tcase_add_test(c, int1_after_mov_ss_has_no_step);
 	tcase_add_test(c, cpuid_knows_the_apic);
 	tcase_add_test(c, msrs_of_a_vendor);
 	tcase_add_test(c, ports_of_user_need_a_bitmap);
