@@ -97,7 +97,8 @@ static void fill_register(struct insn *i, const ZydisDecodedOperand *op, bool *h
 	int id = decode_gpr(reg, &high);
 
 	if (class == ZYDIS_REGCLASS_SEGMENT) {
-		i->reg = address_segment(reg);
+		if (op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN) /* LDS and its like: reg is the general register */
+			i->reg = address_segment(reg);
 		return;
 	}
 	if (class == ZYDIS_REGCLASS_CONTROL || class == ZYDIS_REGCLASS_DEBUG) {

@@ -247,6 +247,30 @@ START_TEST(int1_after_mov_ss_has_no_step)
 }
 END_TEST
 
+START_TEST(far_pointers)
+{
+	static const struct {
+		uint8_t opcode, seg;
+	} list[] = { { 0xb2, SEG_SS }, { 0xb4, SEG_FS }, { 0xb5, SEG_GS } };
+
+	for (unsigned n = 0; n < 3; n++) {
+		uint8_t code[] = { 0x0f, list[n].opcode, 0x0c, 0x25, 0, 0, 3, 0 }; /* lss/lfs/lgs ecx,[FIXTURE_DATA] */
+		static const uint8_t pointer[] = { 0x78, 0x56, 0x34, 0x12, FIXTURE_SEL_DATA, 0 };
+		uint64_t before[16];
+
+		teardown();
+		setup();
+		memcpy(f.ram + FIXTURE_DATA, pointer, sizeof(pointer));
+		memcpy(before, f.cpu->gpr, sizeof(before));
+		fixture_run(&f, code, sizeof(code), 1);
+		before[GPR_RCX] = 0x12345678;
+		ck_assert_mem_eq(f.cpu->gpr, before, GPR_RSP * 8);
+		ck_assert_uint_eq(f.cpu->gpr[GPR_RSP], FIXTURE_STACK);
+		ck_assert_uint_eq(f.cpu->seg[list[n].seg].selector, FIXTURE_SEL_DATA);
+	}
+}
+END_TEST
+
 START_TEST(cpuid_knows_the_apic)
 {
 	static const uint8_t cpuid[] = { 0x0f, 0xa2 };
@@ -438,6 +462,7 @@ int main(void)
 	tcase_add_test(c, paravirtual_clock);
 	tcase_add_test(c, int1_takes_held_back_breakpoint);
 	tcase_add_test(c, int1_after_mov_ss_has_no_step);
+	tcase_add_test(c, far_pointers);
 	tcase_add_test(c, cpuid_knows_the_apic);
 	tcase_add_test(c, msrs_of_a_vendor);
 	tcase_add_test(c, ports_of_user_need_a_bitmap);
