@@ -57,6 +57,10 @@ struct machine_config {
 	bool smap;	 /* --cpu common,+smap */
 	bool cpu_host;	 /* --cpu host: KVM only */
 	unsigned move_every, move_length; /* as in struct kvm_config; for tests */
+	bool hugepages;	 /* RAM of the host's 2 MiB pages */
+	bool prealloc;	 /* all of RAM is taken from the host at the start */
+	unsigned pin_count; /* 0: the vcpus run where the host likes */
+	uint16_t pin[MACHINE_CPU_MAX]; /* host processors for the vcpu threads, in turn */
 
 	const char *guest; /* told by content: disk image, bzImage or ELF */
 	const char *kernel, *initrd, *append;

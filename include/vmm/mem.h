@@ -35,6 +35,7 @@ struct guest_mem {
 	uint8_t *base;	/* hva of the linear mapping of the whole memfd */
 	uint64_t size;	/* bytes of RAM */
 	uint64_t file_size; /* bytes of RAM and ROM: the memfd's size */
+	uint64_t page_size; /* of the memfd: 4 KiB, or 2 MiB */
 	struct ram_layout layout;
 	/* Called after every write by the VMM (DMA, loaders). May be NULL. Any thread. */
 	void (*written)(void *ctx, uint64_t gpa, uint64_t length);
@@ -50,6 +51,10 @@ struct guest_mem {
 
 /* Creates `size` bytes of RAM (a multiple of 4 KiB, 1 MiB at least). */
 int mem_create(uint64_t size, struct guest_mem **mem, struct error *err);
+/* As above, of the host's huge pages (2 MiB) if asked for: size is a multiple of these. -ENOMEM: there are too few. */
+int mem_create_huge(uint64_t size, bool huge, struct guest_mem **mem, struct error *err);
+/* Takes all of RAM from the host now. -ENOMEM where it has not so much: nothing is taken. Before vcpus start. */
+int mem_prealloc(struct guest_mem *mem, struct error *err);
 void mem_destroy(struct guest_mem *mem);
 
 /* Adds a read-only range (firmware) at gpa, page aligned, filled from data. Before vcpus start. */

@@ -51,6 +51,8 @@ struct vcpu_host {
 /* Takes the backend's object; vcpu_destroy() destroys it. */
 int vcpu_create(unsigned index, const struct vcpu_backend *ops, void *self, const struct vcpu_host *host, struct vcpu **vcpu,
 	struct error *err);
+/* Keeps the thread on one of the host's processors. -EINVAL: we may not run there. Before it is started. */
+int vcpu_pin(struct vcpu *vcpu, unsigned host_cpu, struct error *err);
 /* Starts the thread; the guest runs. */
 int vcpu_start(struct vcpu *vcpu, struct error *err);
 /* Asks the thread to stop, without waiting: from a device, whose access was the guest's last. vcpu_stop() follows. Any thread. */

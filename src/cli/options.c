@@ -305,6 +305,47 @@ static int cpu_parse(const char *text, struct machine_config *config, struct err
 	return 0;
 }
 
+/* CPU[-CPU],...: vcpu n runs on the n-th, from the start again when there are more vcpus. */
+static int pin_parse(const char *text, struct machine_config *config, struct error *err)
+{
+	const char *rest = text;
+	char item[16], *dash;
+	unsigned long first, last;
+
+	config->pin_count = 0;
+	while (rest) {
+		if (list_next(&rest, item, sizeof(item)))
+			goto bad;
+		dash = strchr(item, '-');
+		if (dash)
+			*dash = 0;
+		if (number_parse(item, 0, 4095, &first))
+			goto bad;
+		last = first;
+		if (dash && number_parse(dash + 1, first, 4095, &last))
+			goto bad;
+		for (unsigned long cpu = first; cpu <= last && config->pin_count < MACHINE_CPU_MAX; cpu++)
+			config->pin[config->pin_count++] = (uint16_t)cpu;
+	}
+	return 0;
+bad:
+	return error_set(err, -EINVAL, "--pin takes numbers of the host's processors, such as 0,2-3.");
+}
+
+static int move_parse(const char *text, struct machine_config *config, struct error *err)
+{
+	const char *rest = text;
+	unsigned long every, length;
+	char item[16];
+
+	if (list_next(&rest, item, sizeof(item)) || !rest || number_parse(item, 1, 1000000000, &every) ||
+		number_parse(rest, 1, 1000000000, &length))
+		return error_set(err, -EINVAL, "--move takes two numbers: after how many exits, for how many instructions.");
+	config->move_every = (unsigned)every;
+	config->move_length = (unsigned)length;
+	return 0;
+}
+
 /* EVENTS[:FILE], EVENTS = pio, mmio or all, joined by commas. */
 static int trace_parse(const char *text, struct machine_config *config, struct error *err)
 {
@@ -338,8 +379,8 @@ bad:
 
 enum option {
 	OPT_BACKEND, OPT_ENGINE, OPT_CPUS, OPT_CPU, OPT_MEMORY, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_FIRMWARE,
-	OPT_FIRMWARE_VARS, OPT_FIRMWARE_LOG, OPT_BOOT_ORDER, OPT_BOOT_MENU, OPT_ON_TRIPLE_FAULT,
-	OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
+	OPT_FIRMWARE_VARS, OPT_FIRMWARE_LOG, OPT_BOOT_ORDER, OPT_BOOT_MENU, OPT_ON_TRIPLE_FAULT, OPT_PIN, OPT_HUGEPAGES,
+	OPT_PREALLOC, OPT_MOVE, OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
 };
 
 static const struct choice options[] = {
@@ -348,9 +389,15 @@ static const struct choice options[] = {
 	{"firmware-vars", OPT_FIRMWARE_VARS}, {"firmware-log", OPT_FIRMWARE_LOG}, {"boot-order", OPT_BOOT_ORDER},
 	{"boot-menu", OPT_BOOT_MENU}, {"on-triple-fault", OPT_ON_TRIPLE_FAULT},
 	{"firmware", OPT_FIRMWARE}, {"disk", OPT_DISK}, {"net", OPT_NET}, {"console", OPT_CONSOLE},
+	{"pin", OPT_PIN}, {"hugepages", OPT_HUGEPAGES}, {"prealloc", OPT_PREALLOC}, {"move", OPT_MOVE},
 	{"on-reboot", OPT_ON_REBOOT}, {"test-device", OPT_TEST_DEVICE}, {"stats", OPT_STATS}, {"trace", OPT_TRACE},
 	{"log", OPT_LOG}, {NULL, 0},
 };
+
+static bool is_flag(int option)
+{
+	return option == OPT_HUGEPAGES || option == OPT_PREALLOC;
+}
 
 static int path_set(const char **field, const char *name, const char *value, struct error *err)
 {
@@ -398,6 +445,14 @@ static int option_apply(struct cli_request *request, int option, const char *nam
 			return error_set(err, -EINVAL, "--log is error, warning, info or debug.");
 		request->log_level = choice;
 		return 0;
+	case OPT_HUGEPAGES:
+		config->hugepages = true;
+		return 0;
+	case OPT_PREALLOC:
+		config->prealloc = true;
+		return 0;
+	case OPT_PIN: return pin_parse(value, config, err);
+	case OPT_MOVE: return move_parse(value, config, err);
 	case OPT_CPUS: return cpus_parse(value, config, err);
 	case OPT_CPU: return cpu_parse(value, config, err);
 	case OPT_MEMORY: return memory_parse(value, config, err);
@@ -479,7 +534,11 @@ static int run_parse(int argc, char *const *argv, struct cli_request *request, s
 		if (choice_find(options, name, &option))
 			return error_set(err, -EINVAL, "vmm run does not know the option \"%.60s\"; see vmm help run.", arg);
 		if (arg[2 + length] == '=') {
+			if (is_flag(option))
+				return error_set(err, -EINVAL, "--%s takes no value.", name);
 			value = arg + 2 + length + 1;
+		} else if (is_flag(option)) {
+			value = "";
 		} else {
 			if (++i >= argc)
 				return error_set(err, -EINVAL, "--%s needs a value; see vmm help run.", name);

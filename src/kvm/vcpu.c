@@ -276,6 +276,28 @@ static bool take_exit(struct kvm_vcpu *v, struct vcpu_exit *x)
 	}
 }
 
+static uint64_t next_random(struct kvm_vcpu *v)
+{
+	v->random = v->random * 6364136223846793005ull + 1442695040888963407ull;
+	return v->random >> 33;
+}
+
+/* Between two instructions: to the helper, for up to twice move_length instructions. */
+static void move(struct kvm_vcpu *v)
+{
+	if (!kvm_assist_begin(v, 2 + next_random(v) % (2 * v->vm->config.move_length)))
+		v->stats.moves++;
+}
+
+/* An exit was taken: after some of them, the next entry only finishes the access, and comes back for a move. */
+static void count_down(struct kvm_vcpu *v)
+{
+	if (!v->vm->config.move_every || v->move_countdown--)
+		return;
+	v->move_countdown = next_random(v) % (2 * v->vm->config.move_every);
+	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+}
+
 /* KVM_RUN failed. True: *x is for the machine. */
 static bool take_error(struct kvm_vcpu *v, int rc, struct vcpu_exit *x)
 {
@@ -287,6 +309,8 @@ static bool take_error(struct kvm_vcpu *v, int rc, struct vcpu_exit *x)
 	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 	if (!atomic_exchange(&v->kicked, false)) {
 		v->unsuited = v->unsuited || (v->vm->partial && kvm_partial_is_slow(v));
+		if (v->vm->config.move_every)
+			move(v);
 		return false;
 	}
 	plain_exit(x, VCPU_EXIT_KICKED);
@@ -331,6 +355,7 @@ static int ops_run(void *self, struct vcpu_exit *x)
 				continue;
 			}
 			v->held = true;
+			count_down(v);
 		}
 		if (take_coalesced(v, x))
 			return 0;

@@ -175,6 +175,8 @@ static int backend_choose(struct machine *m, bool *kvm, struct error *err)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
 	if (!*kvm && config->cpu_host)
 		return error_set(err, -ENOTSUP, "--cpu host needs KVM; the software backend has --cpu common.");
+	if (!*kvm && config->hugepages)
+		return error_set(err, -ENOTSUP, "--hugepages needs KVM in this version.");
 	return 0;
 }
 
@@ -207,7 +209,10 @@ static void helper_create_work(void *ctx)
 	struct cpu_model model = m->model;
 
 	model.apic_id = r->index;
-	r->rc = soft_vcpu_create(m->soft, r->index, &model, engine_of(m->config->engine), 0, &m->helpers[r->index], r->err);
+	pthread_mutex_lock(&m->device_lock);
+	r->rc = soft_vcpu_create(m->soft, r->index, &model, m->config->hugepages ? VCPU_ENGINE_INTERP : engine_of(m->config->engine),
+		0, &m->helpers[r->index], r->err);
+	pthread_mutex_unlock(&m->device_lock);
 	sem_post(&r->done);
 }
 
@@ -280,10 +285,13 @@ static int vcpus_create(struct machine *m, struct error *err)
 		if (rc)
 			break;
 		rc = vcpu_create(i, ops, self, &host, &m->vcpus[i], err);
-		if (rc)
+		if (rc) {
 			ops->destroy(self);
-		else
-			m->vcpu_count++;
+			break;
+		}
+		m->vcpu_count++;
+		if (m->config->pin_count)
+			rc = vcpu_pin(m->vcpus[i], m->config->pin[i % m->config->pin_count], err);
 	}
 	return rc;
 }
@@ -319,7 +327,9 @@ int machine_create(const struct machine_config *config, struct machine **machine
 	if (!rc)
 		rc = firmware_log_open(m, err);
 	if (!rc)
-		rc = mem_create(config->memory, &m->mem, err);
+		rc = mem_create_huge(config->memory, config->hugepages, &m->mem, err);
+	if (!rc && (config->prealloc || config->hugepages)) /* a huge page that is missing later would be a SIGBUS */
+		rc = mem_prealloc(m->mem, err);
 	if (!rc)
 		rc = bus_create(&m->device_lock, &m->bus, err);
 	if (!rc)
@@ -391,6 +401,8 @@ static int machine_reset(struct machine *m, struct error *err)
 	if (fallocate(m->mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)m->mem->size))
 		rc = error_set(err, -errno, "Guest RAM cannot be cleared for a reset: %s.", strerror(errno));
 	soft_vm_reset(m->soft);
+	if (!rc && (m->config->prealloc || m->config->hugepages))
+		rc = mem_prealloc(m->mem, err);
 	if (!rc)
 		rc = machine_boot_load(m, err);
 	pthread_mutex_unlock(&m->device_lock);

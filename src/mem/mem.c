@@ -14,6 +14,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -22,6 +25,7 @@
 #include "vmm/error.h"
 
 #define PAGE_BYTES 4096ull
+#define HUGE_BYTES (2ull << 20)
 #define RAM_MIN (1ull << 20)
 #define RAM_MAX (GPA_PCI_MMIO64 - (GPA_HIGH_RAM - GPA_LOW_RAM_SPLIT)) /* RAM ends below the 64-bit BARs */
 
@@ -53,6 +57,55 @@ static void layout_init(struct ram_layout *layout, uint64_t size)
 
 int mem_create(uint64_t size, struct guest_mem **out, struct error *err)
 {
+	return mem_create_huge(size, false, out, err);
+}
+
+/* A field of /proc/meminfo in bytes; ~0: cannot be read. */
+static uint64_t meminfo(const char *name)
+{
+	FILE *file = fopen("/proc/meminfo", "re");
+	unsigned long long kib;
+	uint64_t value = ~0ull;
+	char line[128], key[64];
+
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%63[^:]: %llu", key, &kib) == 2 && !strcmp(key, name))
+			value = kib;
+	if (file)
+		fclose(file);
+	return value;
+}
+
+/* Huge pages are reserved when the memory is mapped: too few are told at once. */
+static int check_huge(uint64_t size, struct error *err)
+{
+	uint64_t pages = meminfo("HugePages_Free"), wanted = size / HUGE_BYTES;
+
+	if (size % HUGE_BYTES)
+		return error_set(err, -EINVAL, "With huge pages guest memory is a multiple of 2 MiB");
+	if (pages < wanted)
+		return error_set(err, -ENOMEM, "The host has %llu free huge pages of 2 MiB and the guest needs %llu; "
+			"sysctl vm.nr_hugepages makes more", (unsigned long long)pages, (unsigned long long)wanted);
+	return 0;
+}
+
+int mem_prealloc(struct guest_mem *mem, struct error *err)
+{
+	uint64_t available = meminfo("MemAvailable");
+
+	if (mem->page_size == PAGE_BYTES && available != ~0ull && available * 1024 < mem->size)
+		return error_set(err, -ENOMEM, "The host has %llu MiB of memory available and --prealloc wants %llu MiB",
+			(unsigned long long)(available >> 10), (unsigned long long)(mem->size >> 20));
+	if (fallocate(mem->fd, 0, 0, (off_t)mem->size))
+		return error_set(err, -errno, "The host does not give %llu MiB of memory: %m",
+			(unsigned long long)(mem->size >> 20));
+	/* The page tables, too; a host that cannot do that (Linux before 5.14) fills them as the guest goes. */
+	madvise(mem->base, mem->size, MADV_POPULATE_WRITE);
+	return 0;
+}
+
+int mem_create_huge(uint64_t size, bool huge, struct guest_mem **out, struct error *err)
+{
 	struct guest_mem *mem;
 	void *base;
 	int rc;
@@ -63,12 +116,16 @@ int mem_create(uint64_t size, struct guest_mem **out, struct error *err)
 	if (size > RAM_MAX)
 		return error_set(err, -EINVAL, "Guest memory of %llu MiB does not fit below the PCI window; the most is %llu MiB",
 			(unsigned long long)(size >> 20), RAM_MAX >> 20);
+	rc = huge ? check_huge(size, err) : 0;
+	if (rc)
+		return rc;
 	mem = calloc(1, sizeof(*mem));
 	if (!mem)
 		return error_set(err, -ENOMEM, "Not enough memory for the machine");
+	mem->page_size = huge ? HUGE_BYTES : PAGE_BYTES;
 	mem->size = mem->file_size = size;
 	layout_init(&mem->layout, size);
-	mem->fd = memfd_create("guest-ram", MFD_CLOEXEC);
+	mem->fd = memfd_create("guest-ram", MFD_CLOEXEC | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
 	if (mem->fd < 0) {
 		rc = error_set(err, -errno, "Cannot create guest memory: %m");
 		free(mem);
@@ -109,8 +166,10 @@ int mem_reserve(struct guest_mem *mem, const void *data, uint64_t size, uint64_t
 		return error_set(err, -EINVAL, "A ROM must have between 1 byte and 64 MiB");
 	if (start + rounded > mem->size + MEM_ROM_RESERVE)
 		return error_set(err, -ENOSPC, "Too many ROMs");
-	if (ftruncate(mem->fd, (off_t)(start + rounded)))
+	if (ftruncate(mem->fd, (off_t)((start + rounded + mem->page_size - 1) & ~(mem->page_size - 1))))
 		return error_set(err, -errno, "Cannot grow guest memory for a ROM: %m");
+	if (mem->page_size != PAGE_BYTES && fallocate(mem->fd, 0, (off_t)start, (off_t)rounded))
+		return error_set(err, -errno, "The host has no huge page for a ROM: %m");
 	memcpy(mem->base + start, data, size);
 	mem->file_size = mem->layout.file_size = start + rounded;
 	*offset = start;

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -29,6 +30,7 @@ struct vcpu {
 	struct vcpu_host host;
 
 	/* Owner of start/stop. */
+	int host_cpu; /* −1: any */
 	pthread_t thread;
 	bool started;
 
@@ -107,7 +109,19 @@ int vcpu_create(unsigned index, const struct vcpu_backend *ops, void *self, cons
 	v->ops = ops;
 	v->self = self;
 	v->host = *host;
+	v->host_cpu = -1;
 	*vcpu = v;
+	return 0;
+}
+
+int vcpu_pin(struct vcpu *v, unsigned host_cpu, struct error *err)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	if (sched_getaffinity(0, sizeof(set), &set) || host_cpu >= CPU_SETSIZE || !CPU_ISSET(host_cpu, &set))
+		return error_set(err, -EINVAL, "This process may not run on processor %u of the host (--pin).", host_cpu);
+	v->host_cpu = (int)host_cpu;
 	return 0;
 }
 
@@ -115,6 +129,7 @@ int vcpu_start(struct vcpu *v, struct error *err)
 {
 	char name[16];
 	sigset_t all, old;
+	cpu_set_t set;
 	int rc;
 
 	if (v->started)
@@ -129,6 +144,11 @@ int vcpu_start(struct vcpu *v, struct error *err)
 		return error_set(err, -rc, "cannot start the thread of vcpu %u: %s", v->index, strerror(rc));
 	snprintf(name, sizeof(name), "vcpu%u", v->index % 1000);
 	pthread_setname_np(v->thread, name);
+	if (v->host_cpu >= 0) {
+		CPU_ZERO(&set);
+		CPU_SET((unsigned)v->host_cpu, &set);
+		pthread_setaffinity_np(v->thread, sizeof(set), &set);
+	}
 	v->started = true;
 	return 0;
 }
