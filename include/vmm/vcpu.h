@@ -33,8 +33,9 @@ struct vcpu_backend {
 	/* The local APIC that belongs to the state; only while run() is not running. */
 	void (*get_lapic)(void *self, struct lapic_state *lapic);
 	void (*set_lapic)(void *self, const struct lapic_state *lapic);
-	/* From the next run() on: VCPU_EXIT_NONE once so many instructions have been executed; 0: no limit. NULL: cannot. */
-	void (*set_limit)(void *self, uint64_t instructions);
+	/* From the next run() on: VCPU_EXIT_NONE once so many instructions have been executed; 0: no limit. leave_idle: also where
+	 * the vcpu would sleep. NULL: cannot. */
+	void (*set_limit)(void *self, uint64_t instructions, bool leave_idle);
 };
 
 /* What the run loop needs of the machine. Called on the vcpu's thread, device lock not held. */

@@ -103,6 +103,8 @@ struct vcpu_block {
 		uint64_t data;
 	} reply;
 	uint64_t limit; /* VCPU_EXIT_NONE after so many instructions; 0: none */
+	uint32_t leave_idle; /* with a limit: also instead of sleeping in HLT */
+	uint32_t reserved2;
 	struct cpu_state cpu;
 	struct lapic_state lapic; /* LDR/DFR/ID are read by the VMM at any time to route messages */
 

@@ -394,6 +394,10 @@ static enum vcpu_exit_kind idle(struct engine *e, bool *again)
 	*again = true;
 	if (cpu->activity == CPU_SHUTDOWN)
 		return e->failed ? VCPU_EXIT_ERROR : VCPU_EXIT_SHUTDOWN;
+	if (e->retire_limit && e->block->leave_idle && cpu->activity == CPU_HALTED && !engine_events_pending(e)) {
+		e->retired += !e->retired; /* 0 would mean: no limit */
+		e->retire_limit = e->retired;
+	}
 	if (e->retire_limit && e->retired >= e->retire_limit) {
 		*again = false;
 		return VCPU_EXIT_NONE;

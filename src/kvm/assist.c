@@ -4,8 +4,9 @@
  *
  * Two ways. An *assist* is one instruction that KVM could not emulate: the helper sees no pending interrupts, so it takes
  * none, and the local APIC in the kernel stays as it is unless the instruction was an access to it. What arrives
- * there meanwhile is kept. A *move* (for tests) is many instructions, with the local APIC: the kernel's one is
- * silenced, and messages go to the helper until it comes back.
+ * there meanwhile is kept. A *move* (for tests) or a *stint* (partial.c) is many instructions, with the local APIC: the kernel's
+ * one is silenced, and a message that arrives there brings the state back. Nobody sleeps with the helper, since an IPI of another
+ * vcpu arrives in the kernel without a word to us. But the single vcpu of a partial KVM does: messages go to its helper.
  *
  * The paravirtual clock is the kernel's: the helper does not know its address, or it would write its own line there.
  */
@@ -40,7 +41,7 @@ static void silence(struct lapic_state *lapic)
 	lapic->tsc_deadline = 0;
 }
 
-static int hand_over(struct kvm_vcpu *v, bool messages)
+static int hand_over(struct kvm_vcpu *v, bool with_lapic)
 {
 	struct cpu_state state;
 	struct lapic_state lapic;
@@ -53,7 +54,7 @@ static int hand_over(struct kvm_vcpu *v, bool messages)
 	v->helper_pv_time = state.pv_system_time;
 	state.pv_system_time = 0;
 	v->helper_ops->set_state(v->helper, &state);
-	if (messages) {
+	if (with_lapic) {
 		v->helper_ops->set_lapic(v->helper, &lapic);
 		silence(&lapic);
 		return kvm_lapic_set(v, &lapic);
@@ -66,16 +67,17 @@ static int hand_over(struct kvm_vcpu *v, bool messages)
 
 int kvm_assist_begin(struct kvm_vcpu *v, uint64_t instructions)
 {
-	bool messages = instructions > 1;
+	bool lapic = instructions > 1, messages = lapic && v->vm->partial && v->vm->config.cpus == 1;
 	int rc = find_helper(v);
 
 	if (rc)
 		return rc;
-	v->helper_ops->set_limit(v->helper, instructions);
+	v->helper_ops->set_limit(v->helper, instructions, !messages);
 	pthread_mutex_lock(&v->vm->lock);
-	rc = hand_over(v, messages);
+	rc = hand_over(v, lapic);
 	if (!rc) {
 		v->takes_messages = messages;
+		v->lapic_moved = lapic;
 		atomic_store(&v->away, true);
 	}
 	pthread_mutex_unlock(&v->vm->lock);
@@ -121,7 +123,7 @@ static void take_back(struct kvm_vcpu *v)
 	if (!state.pv_system_time)
 		state.pv_system_time = v->helper_pv_time;
 	if (!kvm_state_set(v, &state)) {
-		if (v->takes_messages)
+		if (v->lapic_moved)
 			merge_moved(v, &lapic);
 		else
 			merge_lapic(v, &lapic);

@@ -84,6 +84,7 @@ struct kvm_vcpu {
 	bool held;		    /* an exit has been taken from KVM and not been returned: coalesced writes come first */
 	struct lapic_state helper_lapic; /* as the helper got it */
 	uint64_t helper_pv_time;
+	bool lapic_moved;	    /* a move or a stint, not an assist */
 	struct kvm_stats stats;
 	bool has_timer, has_stats; /* partial.c */
 	timer_t timer;

@@ -26,6 +26,7 @@
 bool kvm_partial_suits(const struct kvm_vcpu *v, const struct cpu_state *s)
 {
 	return !v->vm->partial || s->activity == CPU_WAIT_SIPI ||
+		(s->activity == CPU_HALTED && v->vm->config.cpus > 1) || /* sleeps in the kernel, see assist.c */
 		((s->efer & EFER_LMA) && (s->cr0 & CR0_PG) && s->idtr.base >> 63);
 }
 

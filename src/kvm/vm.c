@@ -235,15 +235,17 @@ static void signal_msi(struct kvm_vm *vm, uint32_t dest, bool logical, uint8_t m
 
 void kvm_deliver(struct kvm_vm *vm, uint32_t dest, bool logical, uint8_t mode, uint8_t vector, bool level)
 {
-	bool away = false;
+	struct kvm_vcpu *v = vm->vcpus[0];
 
 	pthread_mutex_lock(&vm->lock);
-	for (unsigned i = 0; i < vm->vcpu_count && !away; i++)
-		away = vm->vcpus[i] && vm->vcpus[i]->away && vm->vcpus[i]->takes_messages;
-	if (away)
+	if (v && v->away && v->takes_messages) { /* it is the only one */
 		vm->config.helper_deliver(vm->config.ctx, dest, logical, mode, vector, level);
-	else
+	} else {
 		signal_msi(vm, dest, logical, mode, vector, level);
+		for (unsigned i = 0; i < vm->vcpu_count; i++)
+			if (vm->vcpus[i] && vm->vcpus[i]->away)
+				vm->vcpus[i]->helper_ops->kick(vm->vcpus[i]->helper);
+	}
 	pthread_mutex_unlock(&vm->lock);
 }
 

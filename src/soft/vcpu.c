@@ -228,15 +228,20 @@ static void soft_set_lapic(void *self, const struct lapic_state *lapic)
 	struct soft_vcpu *v = self;
 
 	memcpy(&v->block->lapic, lapic, sizeof(*lapic));
+	for (unsigned i = 0; i < 4; i++) {
+		atomic_store(&v->block->posted_irr[i], 0);
+		atomic_store(&v->block->posted_tmr[i], 0);
+	}
 	/* Looks at its timer. */
 	atomic_fetch_or(&v->block->events, VCPU_EVENT_TIMER);
 }
 
-static void soft_set_limit(void *self, uint64_t instructions)
+static void soft_set_limit(void *self, uint64_t instructions, bool leave_idle)
 {
 	struct soft_vcpu *v = self;
 
 	v->block->limit = instructions;
+	v->block->leave_idle = leave_idle;
 }
 
 static void soft_vcpu_destroy(void *self)
