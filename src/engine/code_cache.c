@@ -52,10 +52,12 @@ int translator_create(struct engine *e)
 		return -ENOMEM;
 	e->translator = t;
 	t->poll = take_low(POLL_SIZE, PROT_NONE);
+	t->probe = take_low(PROBE_SIZE, PROT_NONE);
 	t->tbs = take_low(TB_MAX * sizeof(*t->tbs), PROT_READ | PROT_WRITE);
 	t->sites = take_low(SITE_MAX * sizeof(*t->sites), PROT_READ | PROT_WRITE);
 	t->map = take_low(MAP_MAX * sizeof(*t->map), PROT_READ | PROT_WRITE);
-	if (!t->poll || !t->tbs || !t->sites || !t->map || mprotect(t->poll, 4096, PROT_READ))
+	if (!t->poll || !t->probe || !t->tbs || !t->sites || !t->map || mprotect(t->poll, 4096, PROT_READ) ||
+		mprotect(t->probe + PROBE_SIZE / 2, 4096, PROT_READ))
 		return -ENOMEM;
 	t->pool = take_low(sizeof(*t->pool), PROT_READ | PROT_WRITE);
 	t->seen = take_low(e->blocks->insn_max * sizeof(*t->seen), PROT_READ | PROT_WRITE);
@@ -70,6 +72,7 @@ int translator_create(struct engine *e)
 		return -EIO;
 	t->hot_after = HOT;
 	t->hot.slot_mask = 0x1ffull << 39;
+	t->hot.probe_mask = t->hot.slot_mask | 0xfff;
 	t->hot.high_mask = ~0ull << 39;
 	t->hot.poison = shadow_poison();
 	t->has_gs = tx32_possible();
@@ -92,6 +95,7 @@ void translator_destroy(struct engine *e)
 	if (!t)
 		return;
 	release(t->poll, POLL_SIZE);
+	release(t->probe, PROBE_SIZE);
 	release(t->tbs, TB_MAX * sizeof(*t->tbs));
 	release(t->sites, SITE_MAX * sizeof(*t->sites));
 	release(t->map, MAP_MAX * sizeof(*t->map));

@@ -35,6 +35,7 @@
 
 #define POLL_SIZE (2u << 20)	    /* the page that is read, and what event bits lead to */
 #define POLL_LOAD_SIZE 8	    /* bytes of the instruction by which a poll faults */
+#define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define CODE_SIZE (32u << 20)
 #define TB_MAX (1u << 17)
@@ -78,6 +79,7 @@ struct hot {
 	uint64_t flags; /* ax form of operand.h */
 	uint64_t enter_pc;
 	uint64_t slot_mask;						  /* bits 47:39, for PEXT */
+	uint64_t probe_mask;						  /* and 11:0 */
 	uint64_t mask_if, mask_no_if, mask_virtual, mask_ax, mask_status; /* translate_system.c */
 	/* 32-bit code. */
 	uint64_t flat_delta;		    /* of slot 0 */
@@ -143,6 +145,7 @@ struct translator {
 	uint8_t *write;	  /* the code, writable */
 	uint8_t *execute; /* the same, executable */
 	uint8_t *poll;	  /* hva of the page that polls read; what follows it faults */
+	uint8_t *probe;
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
 	uint32_t enter32, leave32;
 	bool has_gs; /* the host lets programs write their GS base: 32-bit code can be translated */

@@ -2,7 +2,8 @@
  * What is known of the addresses in hot code, so that an address that has been checked once needs no second check. A fact says that the
  * sum of a base and a scaled index register lies in a slot, or within `drift` bytes of it:
  *
- *   check       cmp; jne: the sum is in the slot, drift 0; a miss leaves the code, and the operand is looked up in the next translation
+ *   check       cmp; jne, or a probing load: the sum is in the slot, drift 0; a miss leaves the code, and the operand is looked up in
+ *               the next translation
  *   access      sum + disp was reached without a fault, so it is in the slot's region: drift |disp|
  *   step        add, sub, inc or dec of a constant: drift grows by it (scaled); any other write ends the fact
  *   joint       where two ways meet, the facts that both have, with the greater drift
@@ -94,16 +95,24 @@ static int new_fact(struct tx *x, int base, int index, unsigned scale, unsigned 
 	return f->count++;
 }
 
-/* The sum is compared with the slot that was seen; a miss leaves the code. Destroys S1. */
+/*
+ * The sum is compared with the slot that was seen; a miss leaves the code. Where the flags are live, a load does it, which can be read for
+ * this slot only. Destroys S1.
+ */
 static int check_sum(struct tx *x, int base, int index, unsigned scale)
 {
 	unsigned slot = x->seen[x->n] - 1u;
 
 	tx_clobber(x, SCRATCH(S1));
+	if (index != NO_REG)
+		emit_lea(&x->m, S1, (struct emit_mem){base, index, scale, 0});
+	if (x->insn[x->n].flags_live) {
+		emit_pext(&x->m, S1, index == NO_REG ? base : S1, mem_abs(&x->t->hot.probe_mask));
+		emit_load8(&x->m, S1, mem_base(S1, (int32_t)((uintptr_t)x->t->probe + PROBE_SIZE / 2 - (slot << 12))));
+		return new_fact(x, base, index, scale, slot);
+	}
 	if (index == NO_REG)
 		emit_move(&x->m, S1, base);
-	else
-		emit_lea(&x->m, S1, (struct emit_mem){base, index, scale, 0});
 	emit_shr(&x->m, S1, 39);
 	/* Sign bits and slot: 25 bits. */
 	emit_cmp_imm(&x->m, S1, slot >= 256 ? 0x1fffe00u + slot : slot);
@@ -151,7 +160,7 @@ static int find_slot(struct tx *x, int base, int index, unsigned scale, int32_t 
 		if (n >= 0)
 			return x->facts.fact[n].slot;
 	}
-	if (!seen || seen == SEEN_MANY || x->insn[x->n].flags_live)
+	if (!seen || seen == SEEN_MANY)
 		return NO_SLOT;
 	if (index != NO_REG && small_index) {
 		check_sum(x, base, NO_REG, 0);

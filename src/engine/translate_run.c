@@ -311,6 +311,24 @@ static bool open_gate(struct engine *e)
 	return true;
 }
 
+/* The operand at `offset` is looked up from now on: the region is translated without foreseeing its slot. */
+static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
+{
+	struct translator *t = e->translator;
+	struct block *b = &e->blocks->blocks[t->tbs[tb].block];
+	const struct insn *i;
+	uint32_t at = 0;
+
+	if (b->key == BLOCK_DEAD)
+		return;
+	while ((i = blocks_insn(e, (b->key >> 14 << 12) | offset, &at)))
+		t->seen[i - e->blocks->insns] = SEEN_MANY;
+	translator_drop_code(e, tb);
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		if (b->tb[view] == tb + 1)
+			b->tb[view] = 0;
+}
+
 /* True: the fault is repaired, go on at fault_pc; *vector: with the vector state loaded. */
 static bool repair(struct engine *e, unsigned view, bool *vector)
 {
@@ -338,7 +356,10 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 			e->cpu->gpr[GPR_RSI] = (uint32_t)e->cpu->gpr[GPR_RSI];
 		}
 	}
-	if (t->fault_signal == SIGSEGV) {
+	if (t->fault_signal == SIGSEGV && t->fault_hva - (uint64_t)(uintptr_t)t->probe < PROBE_SIZE) {
+		e->stats->exits_miss++;
+		forget_slot(e, tb, (unsigned)e->cpu->gpr[GPR_RIP] & 0xfff);
+	} else if (t->fault_signal == SIGSEGV) {
 		gva = shadow_gva(e, t->fault_hva);
 		if (gva == ~0ull) {
 			uint32_t index = t->tbs[tb].block;
@@ -363,24 +384,6 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 	e->stats->exits_fault++;
 	t->interp_next = true;
 	return false;
-}
-
-/* The operand at `offset` is looked up from now on: the region is translated without foreseeing its slot. */
-static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
-{
-	struct translator *t = e->translator;
-	struct block *b = &e->blocks->blocks[t->tbs[tb].block];
-	const struct insn *i;
-	uint32_t at = 0;
-
-	if (b->key == BLOCK_DEAD)
-		return;
-	while ((i = blocks_insn(e, (b->key >> 14 << 12) | offset, &at)))
-		t->seen[i - e->blocks->insns] = SEEN_MANY;
-	translator_drop_code(e, tb);
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-		if (b->tb[view] == tb + 1)
-			b->tb[view] = 0;
 }
 
 /* An exit of the code. */
