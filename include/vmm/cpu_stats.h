@@ -67,6 +67,7 @@
 	X(exits_interp, "translator: exits for an instruction of the interpreter") \
 	X(exits_target, "translator: jump cache misses") \
 	X(exits_miss, "translator: operands in another slot than was foreseen") \
+	X(spaces_new, "translator: address spaces whose jumps are not known") \
 	X(jumps_forgotten, "translator: times that the supervisor's jump cache was emptied") \
 	X(exits_vector, "translator: loads of the vector state") \
 	X(exits_poll, "translator: exits for an event") \

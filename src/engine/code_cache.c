@@ -142,41 +142,99 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 29;
 }
 
-static void set_salts(struct translator *t, enum shadow_view view)
+static void new_salts(struct translator *t, enum shadow_view view, uint64_t salt[2])
 {
 	uint64_t generation = ++t->generation[view] << 2 | (uint64_t)view << 1;
 
-	t->hot.salt[view] = mix(mix(generation ^ t->secret) + t->secret);
-	t->hot.salt[SHADOW_VIEWS + view] = mix(mix((generation | 1) ^ t->secret) + t->secret);
+	salt[0] = mix(mix(generation ^ t->secret) + t->secret);
+	salt[1] = mix(mix((generation | 1) ^ t->secret) + t->secret);
+}
+
+static void set_salts(struct translator *t, enum shadow_view view, const uint64_t salt[2])
+{
+	t->hot.salt[view] = salt[0];
+	t->hot.salt[SHADOW_VIEWS + view] = salt[1];
 }
 
 void translator_forget(struct engine *e, bool user, bool supervisor)
 {
 	struct translator *t = e->translator;
+	uint64_t salt[2];
 
-	if (user)
-		set_salts(t, SHADOW_USER);
+	if (user) {
+		for (unsigned n = 0; n < SPACES; n++)
+			t->spaces[n].live = false;
+		t->space_stale = true;
+		memset(t->jump_pages[0], 0, sizeof(t->jump_pages[0]));
+	}
 	if (supervisor) {
 		t->nonglobal_jumps = false;
 		e->stats->jumps_forgotten++;
-		set_salts(t, SHADOW_SUPERVISOR);
+		new_salts(t, SHADOW_SUPERVISOR, salt);
+		set_salts(t, SHADOW_SUPERVISOR, salt);
 	}
+	if (user && supervisor)
+		memset(t->jump_pages[1], 0, sizeof(t->jump_pages[1]));
 }
 
-unsigned translator_page_hash(uint64_t gva)
+void translator_switch(struct engine *e, bool keep)
+{
+	struct translator *t = e->translator;
+	const struct cpu_state *c = e->cpu;
+	uint64_t pcid = c->cr4 & CR4_PCIDE ? CR3_PCID : 0;
+
+	for (unsigned n = 0; n < SPACES && !keep; n++)
+		if (((t->spaces[n].cr3 ^ c->cr3) & pcid) == 0)
+			t->spaces[n].live = false;
+	t->space_stale = true;
+	if (t->nonglobal_jumps)
+		translator_forget(e, false, true);
+}
+
+void translator_settle(struct engine *e)
+{
+	struct translator *t = e->translator;
+	struct user_space *s = &t->spaces[t->space];
+	uint64_t cr3 = e->cpu->cr3, sum = e->deltas->user_sum;
+
+	if (engine_likely(!t->space_stale && s->sum == sum))
+		return;
+	t->space_stale = false;
+	for (unsigned n = 0; n < SPACES; n++) {
+		s = &t->spaces[n];
+		if (s->live && s->cr3 == cr3 && s->sum == sum) {
+			t->space = n;
+			set_salts(t, SHADOW_USER, s->salt);
+			return;
+		}
+	}
+	t->space = (t->space + 1) % SPACES;
+	s = &t->spaces[t->space];
+	*s = (struct user_space){.cr3 = cr3, .sum = sum, .live = true};
+	new_salts(t, SHADOW_USER, s->salt);
+	set_salts(t, SHADOW_USER, s->salt);
+	e->stats->spaces_new++;
+}
+
+static unsigned page_hash(uint64_t gva)
 {
 	return (unsigned)(((gva >> 12) * 0x9e3779b97f4a7c15ull) >> 52);
+}
+
+void translator_note_page(struct translator *t, uint64_t gva)
+{
+	unsigned hash = page_hash(gva);
+
+	t->jump_pages[gva >> 63][hash / 64] |= 1ull << (hash % 64);
 }
 
 void translator_forget_page(struct engine *e, uint64_t gva)
 {
 	struct translator *t = e->translator;
-	unsigned hash = translator_page_hash(gva);
+	unsigned hash = page_hash(gva);
 
-	if (!(t->jump_pages[hash / 64] >> (hash % 64) & 1))
-		return;
-	translator_forget(e, true, true);
-	memset(t->jump_pages, 0, sizeof(t->jump_pages));
+	if (t->jump_pages[gva >> 63][hash / 64] >> (hash % 64) & 1)
+		translator_forget(e, true, gva >> 63);
 }
 
 /*

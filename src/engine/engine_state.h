@@ -249,12 +249,14 @@ uint64_t mmu_translate(struct engine *e, uint64_t gva);
 /* Instruction fetch: the gpa of the code page at gva (faults as a fetch). hva NULL when it is not RAM. */
 uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva);
 /* The code page at gva is known to be global, so that a CR3 write does not change it. */
-bool mmu_is_global_code(const struct engine *e, uint64_t gva);
+bool mmu_is_global_code(struct engine *e, uint64_t gva);
 void mmu_flush_all(struct engine *e);	     /* global pages too */
 void mmu_flush_nonglobal(struct engine *e);  /* of the current PCID */
 void mmu_flush_page(struct engine *e, uint64_t gva);
 /* CR3 was written; keep: what is known of its PCID may stay. */
 void mmu_set_root(struct engine *e, bool keep);
+/* INVPCID of another PCID than the one that runs. */
+void mmu_flush_other_pcid(struct engine *e);
 /* A page gets decoded code: writes to it must take the slow path from now on. */
 void mmu_protect_code(struct engine *e, uint64_t page);
 /* memfd offset of a gpa that is RAM or ROM, ~0 otherwise. */

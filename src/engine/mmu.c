@@ -9,6 +9,7 @@
 #include "engine/access.h"
 #include "engine/overlay.h"
 #include "engine/shadow.h"
+#include "engine/translate.h"
 
 struct walk {
 	uint64_t gpa;
@@ -363,12 +364,17 @@ uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva)
 	return gpa & ~0xfffull;
 }
 
-bool mmu_is_global_code(const struct engine *e, uint64_t gva)
+bool mmu_is_global_code(struct engine *e, uint64_t gva)
 {
 	enum tlb_array array = mmu_array(e, ACCESS_EXEC);
 	unsigned index = (gva >> 12) & (TLB_SIZE - 1);
+	struct walk_step steps[4];
+	struct walk w;
+	unsigned count;
 
-	return e->tlb_data[array][index].exec == (gva & ~0xfffull) && (e->tlb_global[array][index / 64] >> (index % 64) & 1);
+	if (e->tlb_data[array][index].exec == (gva & ~0xfffull))
+		return e->tlb_global[array][index / 64] >> (index % 64) & 1;
+	return (e->cpu->cr0 & CR0_PG) && walk_tables(e, gva, &w, steps, &count) < 0 && w.global;
 }
 
 void mmu_flush_all(struct engine *e)
@@ -399,12 +405,12 @@ static void flush_tlb_nonglobal(struct engine *e)
 			e->tlb_large[array][n] &= global;
 		}
 	}
-	engine_forget_nonglobal(e);
 }
 
 void mmu_flush_nonglobal(struct engine *e)
 {
 	flush_tlb_nonglobal(e);
+	engine_forget_nonglobal(e);
 	shadow_flush_nonglobal(e);
 	forget_if_unmapped(e);
 }
@@ -412,8 +418,19 @@ void mmu_flush_nonglobal(struct engine *e)
 void mmu_set_root(struct engine *e, bool keep)
 {
 	flush_tlb_nonglobal(e);
+	engine_forget_blocks(e);
+	if (e->translator)
+		translator_switch(e, keep);
 	shadow_set_root(e, keep);
 	forget_if_unmapped(e);
+}
+
+/* The TLB has translations of the PCID that runs only; of others, the shadow knows slots and the translator jumps. */
+void mmu_flush_other_pcid(struct engine *e)
+{
+	shadow_flush_pcid(e);
+	if (e->translator)
+		translator_forget(e, true, false);
 }
 
 void mmu_flush_page(struct engine *e, uint64_t gva)

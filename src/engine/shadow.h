@@ -31,6 +31,7 @@ struct shadow_deltas {
 	uint64_t delta[SHADOW_VIEWS][512];
 	/* Counts of changes of any delta, and of those of the upper half: who has stored one elsewhere looks here. */
 	uint64_t changes, upper_changes;
+	uint64_t user_sum; /* of all deltas of the user's view: tells whether they are as they were */
 };
 
 /* Policies (docs/shadow.md). */

@@ -18,6 +18,8 @@ static void delta_set(struct shadow *s, enum shadow_view view, unsigned g, unsig
 	old = &s->deltas->delta[view][g];
 	if (*old == delta)
 		return;
+	if (view == SHADOW_USER)
+		s->deltas->user_sum += (delta - *old) * (0x9e3779b97f4a7c15ull * (2 * g + 1));
 	*old = delta;
 	s->deltas->changes++;
 	if (g >= 256)

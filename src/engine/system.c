@@ -224,7 +224,7 @@ static void op_invpcid(struct engine *e, const struct insn *i)
 	else if (d[0] == (e->cpu->cr3 & (e->cpu->cr4 & CR4_PCIDE ? CR3_PCID : 0)))
 		type == 0 ? mmu_flush_page(e, d[1]) : mmu_flush_nonglobal(e);
 	else
-		shadow_flush_pcid(e);
+		mmu_flush_other_pcid(e);
 	e->leave_block = true;
 }
 

@@ -51,6 +51,7 @@
 #define CODE_MAX 131072u    /* host bytes of one translation at most */
 #define SITES_MAX 1024u	    /* its ways out */
 #define MAPS_MAX 4096u	    /* and its part of the fault map */
+#define SPACES 8	    /* of users, whose jumps are remembered */
 #define SEEN_MANY 0xffff
 #define DISP_NEAR (1 << 20) /* a displacement beyond is taken for the address of an array */
 
@@ -139,6 +140,14 @@ struct map_entry {
 };
 #define MAP_TARGET INT16_MIN
 
+/* An address space with its jump cache keys; they are good as long as no translation has changed and all slots are where they were. */
+struct user_space {
+	uint64_t cr3; /* with the PCID */
+	uint64_t sum; /* shadow_deltas.user_sum */
+	uint64_t salt[2];
+	bool live;
+};
+
 struct translator {
 	struct hot hot;
 	/* Set at create. */
@@ -166,9 +175,13 @@ struct translator {
 	bool fault_write;
 	int fault_signal;
 	uint64_t changes, upper_changes; /* of the deltas, as seen */
+	struct user_space spaces[SPACES];
+	unsigned space; /* the one that runs */
+	bool space_stale;
 	uint64_t generation[SHADOW_VIEWS];
 	uint64_t secret; /* no guest can foresee a salt */
-	uint64_t jump_pages[64]; /* bit by hashed page: the jump cache may have targets in it */
+	/* A bit by hashed page, of the lower and the upper half: the jump cache may have targets in it. */
+	uint64_t jump_pages[2][64];
 	struct tb *tbs;
 	struct site *sites;
 	struct map_entry *map;
@@ -189,7 +202,11 @@ void translator_drop_code(struct engine *e, uint32_t tb);
 /* Jump cache entries must not be used: all, or those whose target lies in the page. */
 void translator_forget(struct engine *e, bool user, bool supervisor);
 void translator_forget_page(struct engine *e, uint64_t gva);
-unsigned translator_page_hash(uint64_t gva);
+/* CR3 has been written. keep: nothing was flushed, the jumps of this address space may be known from before. */
+void translator_switch(struct engine *e, bool keep);
+/* Before user jumps are remembered or code is entered: the keys are those of the address space. */
+void translator_settle(struct engine *e);
+void translator_note_page(struct translator *t, uint64_t gva);
 /* From now on jumps in the view to the address find the code, which is in a page that lies at `host`. */
 void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb);
 /* Lets `site` go to `tb` directly, or to its stub again. */

@@ -160,8 +160,7 @@ static void prepare(struct engine *e, unsigned view, bool start)
 	h->leave_now = (uint64_t)(uintptr_t)t->execute + (t->code32 ? t->leave32 : t->leave);
 	if (t->code32)
 		tx32_prepare(e, view);
-	if (view == SHADOW_USER && t->changes != e->deltas->changes)
-		translator_forget(e, true, false);
+	translator_settle(e);
 	t->changes = e->deltas->changes;
 	if (start) {
 		h->code = &h->entered;
@@ -490,18 +489,16 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool cro
 {
 	struct translator *t = e->translator;
 	uint64_t rip = e->cpu->gpr[GPR_RIP];
-	unsigned hash = translator_page_hash(rip);
 
+	translator_settle(e);
 	/* A supervisor's global translations outlive CR3. */
 	if (view == SHADOW_SUPERVISOR &&
 		(!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
 	translator_remember(e, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)], tb);
-	t->jump_pages[hash / 64] |= 1ull << (hash % 64);
-	if (crosses) {
-		hash = translator_page_hash(rip + 15);
-		t->jump_pages[hash / 64] |= 1ull << (hash % 64);
-	}
+	translator_note_page(t, rip);
+	if (crosses)
+		translator_note_page(t, rip + 15);
 }
 
 static void note_slot(uint16_t *seen, unsigned now)
