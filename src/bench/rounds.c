@@ -26,8 +26,8 @@ static int native_column(const struct session *s, enum bench_part part)
 }
 
 /*
- * 0: nothing is known against it. 1: slow by its nature, or perhaps not able to boot Linux at all, which KVM without
- * hardware underneath may not be. 2: it has failed at something already.
+ * 0: nothing is known against it. 1: slow by its nature, or a second kind of a column that is there, or perhaps not able
+ * to boot Linux at all, which KVM without hardware underneath may not be. 2: it has failed at something already.
  */
 static unsigned doubt(const struct session *s, unsigned column)
 {
@@ -36,7 +36,7 @@ static unsigned doubt(const struct session *s, unsigned column)
 	for (unsigned w = 0; w < s->result->work_count; w++)
 		if (s->result->cells[w][column].state == BENCH_FAILED)
 			return 2;
-	return !strcmp(id, "interp") || strstr(id, "kvm");
+	return !strcmp(id, "interp") || !strncmp(id, "translate-", 10) || strstr(id, "kvm");
 }
 
 static bool guest_waits(const struct session *s, enum bench_part part, unsigned column)
