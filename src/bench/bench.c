@@ -118,6 +118,7 @@ int bench_run(const struct bench_config *config, struct error *err)
 {
 	struct bench_result *r = calloc(1, sizeof(*r));
 	struct bench_paths *paths = calloc(1, sizeof(*paths));
+	struct error unwritten = {0};
 	int rc, interrupt;
 	sigset_t set;
 
@@ -140,6 +141,8 @@ int bench_run(const struct bench_config *config, struct error *err)
 		rc = bench_session(config, r, paths, interrupt > 0 ? interrupt : 0, err);
 	if (!rc && !config->list)
 		rc = report(config, r, err);
+	else if (rc == -EINTR && report(config, r, &unwritten) == 0) /* what there is */
+		fprintf(stderr, "What had been measured is reported.\n");
 	bench_paths_drop(paths);
 	if (interrupt >= 0)
 		close(interrupt);

@@ -517,6 +517,8 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 	bench_meter_drop(&s->meter);
 	result->host.load_end = bench_load_average();
 	result->seconds = elapsed(s);
+	if (rc)
+		bench_note(result, "The run was interrupted after %.0f s.", result->seconds);
 	answers_compare(result);
 	stints_tell(result);
 	bench_apart_find(result);
