@@ -3,6 +3,7 @@
 #define VMM_KVM_HOST_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 struct kvm_host_info {
 	bool works;	     /* a VM can be created */
@@ -17,5 +18,8 @@ struct kvm_host_info {
 };
 
 void kvm_host_probe(struct kvm_host_info *info);
+
+/* Why --backend=auto takes KVM (if info->able) or does not: part of a sentence, into text. */
+void kvm_host_reason(const struct kvm_host_info *info, char *text, size_t size);
 
 #endif

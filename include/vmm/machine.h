@@ -127,6 +127,9 @@ void machine_destroy(struct machine *machine);
 /* Writes counters as JSON. After machine_run(). 0 or -errno. */
 int machine_write_stats(struct machine *machine, const struct machine_result *result, const char *path, struct error *err);
 
+/* What --backend=auto has chosen and why, one sentence; empty if it was not asked. */
+const char *machine_backend_line(const struct machine *machine);
+
 /* The event loop, for whoever feeds the console. Valid from create to destroy. */
 struct event_loop *machine_loop(struct machine *machine);
 /* Connects COM1's output; without it the bytes are dropped. Before machine_run(). */

@@ -4,7 +4,6 @@
 #include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,21 +15,21 @@
 #include <unistd.h>
 
 #include "vmm/cli.h"
+#include "vmm/kvm_host.h"
 #include "vmm/stats.h"
 
 #define HWCAP2_FSGSBASE_BIT (1u << 1)
 
 struct host_info {
-	char kernel[200], cpu[64], kvm[160], memory_virt[120];
-	bool kvm_works;
-	int kvm_api;
+	char kernel[200], cpu[64];
+	struct kvm_host_info kvm;
 	bool bmi2, fsgsbase, avx2, invariant_tsc, hypervisor;
 	bool memfd, io_uring;
 	char userfaultfd[96];
 	unsigned long long huge_pages, huge_page_kib, max_map_count, ram_kib;
 	char thp[80];
 	unsigned long long limit_as, limit_memlock, limit_nofile, limit_nproc; /* ~0: none */
-	char backend_reason[240];
+	char backend_reason[300];
 };
 
 /* First line of a small file, without the newline; false if it cannot be read. */
@@ -73,52 +72,10 @@ static unsigned long long meminfo(const char *name)
 	return value;
 }
 
-static bool flag_on(const char *path)
-{
-	char text[16];
-
-	return line_read(path, text, sizeof(text)) && (text[0] == 'Y' || text[0] == '1');
-}
-
-/* Which memory virtualisation KVM really has: the modules' parameters tell. */
-static void memory_virt_detect(struct host_info *info)
-{
-	const char *text;
-
-	if (!access("/sys/module/kvm_pvm", F_OK))
-		text = "kvm_pvm (shadow paging, no hardware virtualisation)";
-	else if (!access("/sys/module/kvm_intel", F_OK))
-		text = flag_on("/sys/module/kvm_intel/parameters/ept") ? "Intel EPT" : "KVM's shadow paging (kvm_intel, ept=0)";
-	else if (!access("/sys/module/kvm_amd", F_OK))
-		text = flag_on("/sys/module/kvm_amd/parameters/npt") ? "AMD NPT" : "KVM's shadow paging (kvm_amd, npt=0)";
-	else
-		text = info->kvm_works ? "unknown (no module parameters are visible)" : "none";
-	snprintf(info->memory_virt, sizeof(info->memory_virt), "%s", text);
-}
-
 static void kvm_detect(struct host_info *info)
 {
-	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm;
-
-	if (fd < 0) {
-		snprintf(info->kvm, sizeof(info->kvm), errno == ENOENT ? "no /dev/kvm" : "/dev/kvm cannot be opened: %s",
-			strerror(errno));
-	} else {
-		info->kvm_api = ioctl(fd, KVM_GET_API_VERSION, 0);
-		vm = info->kvm_api == KVM_API_VERSION ? ioctl(fd, KVM_CREATE_VM, 0) : -1;
-		info->kvm_works = vm >= 0;
-		if (vm >= 0)
-			snprintf(info->kvm, sizeof(info->kvm), "works, API version %d", info->kvm_api);
-		else
-			snprintf(info->kvm, sizeof(info->kvm), "/dev/kvm opens, but no VM can be created: %s", strerror(errno));
-		if (vm >= 0)
-			close(vm);
-		close(fd);
-	}
-	memory_virt_detect(info);
-	snprintf(info->backend_reason, sizeof(info->backend_reason), "%s",
-		info->kvm_works ? "KVM works here, but this version of vmm has no KVM backend yet"
-				: "KVM does not work here, and the software backend needs nothing of it");
+	kvm_host_probe(&info->kvm);
+	kvm_host_reason(&info->kvm, info->backend_reason, sizeof(info->backend_reason));
 }
 
 static void cpu_detect(struct host_info *info)
@@ -215,8 +172,9 @@ static void print_text(const struct host_info *info)
 	printf("  processor            %s%s\n", info->cpu, info->hypervisor ? " (itself a virtual machine)" : "");
 	printf("  available memory     %llu MiB\n", info->ram_kib / 1024);
 	printf("KVM\n");
-	printf("  /dev/kvm             %s\n", info->kvm);
-	printf("  memory virtualised   %s\n", info->memory_virt);
+	printf("  /dev/kvm             %s\n", info->kvm.state);
+	printf("  module               %s\n", info->kvm.module[0] ? info->kvm.module : "none that can be seen");
+	printf("  memory virtualised   %s\n", info->kvm.memory);
 	printf("Processor features\n");
 	printf("  BMI2 %s, FSGSBASE %s, AVX2 %s, invariant TSC %s\n", yes(info->bmi2), yes(info->fsgsbase), yes(info->avx2),
 		yes(info->invariant_tsc));
@@ -232,7 +190,7 @@ static void print_text(const struct host_info *info)
 	printf("  locked memory        %s\n", limit_text(info->limit_memlock, b, sizeof(b)));
 	printf("  open files           %s\n", limit_text(info->limit_nofile, c, sizeof(c)));
 	printf("  processes            %s\n", limit_text(info->limit_nproc, d, sizeof(d)));
-	printf("--backend=auto chooses soft: %s.\n", info->backend_reason);
+	printf("--backend=auto chooses %s: %s.\n", info->kvm.able ? "kvm" : "soft", info->backend_reason);
 }
 
 static void json_limit(struct json_writer *w, const char *key, unsigned long long value)
@@ -257,9 +215,12 @@ static int print_json(const struct host_info *info)
 	json_member_u64(&w, "available_memory", info->ram_kib * 1024);
 	json_key(&w, "kvm");
 	json_begin_object(&w);
-	json_member_bool(&w, "works", info->kvm_works);
-	json_member_string(&w, "state", info->kvm);
-	json_member_string(&w, "memory_virtualisation", info->memory_virt);
+	json_member_bool(&w, "works", info->kvm.works);
+	json_member_bool(&w, "able", info->kvm.able);
+	json_member_string(&w, "state", info->kvm.state);
+	json_member_string(&w, "module", info->kvm.module);
+	json_member_string(&w, "memory_virtualisation", info->kvm.memory);
+	json_member_string(&w, "missing", info->kvm.missing);
 	json_end_object(&w);
 	json_key(&w, "cpu");
 	json_begin_object(&w);
@@ -287,8 +248,9 @@ static int print_json(const struct host_info *info)
 	json_end_object(&w);
 	json_key(&w, "auto");
 	json_begin_object(&w);
-	json_member_string(&w, "backend", "soft");
-	json_member_string(&w, "engine", "interp");
+	json_member_string(&w, "backend", info->kvm.able ? "kvm" : "soft");
+	if (!info->kvm.able)
+		json_member_string(&w, "engine", "interp");
 	json_member_string(&w, "reason", info->backend_reason);
 	json_end_object(&w);
 	json_end_object(&w);

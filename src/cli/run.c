@@ -142,6 +142,8 @@ int cli_run(const struct cli_request *request)
 		fprintf(stderr, "vmm: %s: %s.\n", request->config.guest, machine_guest_description(run.machine));
 	if (!rc)
 		rc = terminal_open(run.machine, &request->config, &run.terminal, &err);
+	if (!rc && machine_backend_line(run.machine)[0]) /* the terminal may be raw by now */
+		fprintf(stderr, "vmm: %s%s\n", machine_backend_line(run.machine), isatty(STDERR_FILENO) ? "\r" : "");
 	if (!rc) {
 		run.signal_source = event_watch(machine_loop(run.machine), run.signal_fd, EPOLLIN, on_signal, &run);
 		rc = run.signal_source ? 0 : error_set(&err, -ENOMEM, "The host is out of memory.");

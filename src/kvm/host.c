@@ -139,3 +139,15 @@ void kvm_host_probe(struct kvm_host_info *info)
 	detect_module(info);
 	info->able = info->works && !info->pvm && !info->missing[0];
 }
+
+void kvm_host_reason(const struct kvm_host_info *info, char *text, size_t size)
+{
+	if (info->able)
+		snprintf(text, size, "KVM works here, memory is virtualised by %s", info->memory);
+	else if (info->works && info->pvm)
+		snprintf(text, size, "KVM here is kvm_pvm, which has no help of the processor and runs an unmodified kernel badly");
+	else if (info->works)
+		snprintf(text, size, "KVM here is too old: it lacks %s", info->missing);
+	else
+		snprintf(text, size, "%s, and the software backend needs nothing of it", info->state);
+}

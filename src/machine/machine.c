@@ -160,16 +160,14 @@ static int backend_choose(struct machine *m, bool *kvm, struct error *err)
 {
 	const struct machine_config *config = m->config;
 	struct kvm_host_info info;
+	char reason[300];
 
 	*kvm = config->backend == MACHINE_BACKEND_KVM;
 	if (config->backend == MACHINE_BACKEND_AUTO) {
 		kvm_host_probe(&info);
 		*kvm = info.able;
-		if (info.able)
-			log_message(LOG_INFO, "backend kvm: memory is virtualised by %s", info.memory);
-		else
-			log_message(LOG_INFO, "backend soft: %s",
-				info.pvm ? "KVM here is kvm_pvm, which runs an unmodified kernel badly" : info.state);
+		kvm_host_reason(&info, reason, sizeof(reason));
+		snprintf(m->backend_line, sizeof(m->backend_line), "%s backend: %s.", info.able ? "KVM" : "Software", reason);
 	}
 	if (!*kvm && config->cpus != 1)
 		return error_set(err, -ENOTSUP, "The software backend runs one vcpu in this version; use --cpus 1.");
@@ -457,6 +455,11 @@ int machine_run(struct machine *m, struct machine_result *result, struct error *
 	log_registers(m);
 	*result = m->result;
 	return rc;
+}
+
+const char *machine_backend_line(const struct machine *m)
+{
+	return m->backend_line;
 }
 
 struct event_loop *machine_loop(struct machine *m)

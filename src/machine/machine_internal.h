@@ -46,6 +46,7 @@ struct machine {
 	struct cpu_model model;
 	FILE *trace_file; /* owned unless stderr */
 	struct boot_request boot;
+	char backend_line[400]; /* machine_backend_line() */
 	bool firmware; /* booted through firmware: its ROM is in place, fw_cfg carries the tables */
 	char guest_description[300]; /* of the disk that firmware is to start; else empty */
 	struct cpu_state initial;
