@@ -18,6 +18,8 @@ struct kvm_host_info {
 };
 
 void kvm_host_probe(struct kvm_host_info *info);
+/* The guest's page tables are shadowed by KVM, which must see each write to them. */
+bool kvm_host_shadows(void);
 
 /* Why --backend=auto takes KVM (if info->able) or does not: part of a sentence, into text. */
 void kvm_host_reason(const struct kvm_host_info *info, char *text, size_t size);

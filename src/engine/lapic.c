@@ -19,6 +19,7 @@
 #define BASE_BSP (1ull << 8)
 
 #define SVR_ENABLE (1u << 8)
+#define SVR_NO_BROADCAST (1u << 12) /* SDM vol. 3, 11.8.5 */
 
 #define LVT_VECTOR 0xffu
 #define LVT_MODE (7u << 8)
@@ -46,7 +47,7 @@ enum { MODE_FIXED = 0, MODE_LOWEST = 1, MODE_SMI = 2, MODE_NMI = 4, MODE_INIT = 
 #define ICR_OTHERS (3u << 18)
 #define ICR_VALID 0x000ccfffu /* vector, mode, destination mode, level, trigger, shorthand */
 
-#define VERSION 0x00050014u /* 6 LVT entries, integrated APIC */
+#define VERSION 0x01050014u /* 6 LVT entries, integrated APIC, EOIs can be kept from the IOAPIC; as KVM has it */
 
 enum reg {
 	REG_ID = 0x02, REG_VERSION = 0x03, REG_TPR = 0x08, REG_APR = 0x09, REG_PPR = 0x0a, REG_EOI = 0x0b, REG_RRD = 0x0c,
@@ -359,6 +360,8 @@ static void write_eoi(struct engine *e)
 		return;
 	bit_clear(l->isr, (unsigned)vector);
 	e->attention = true;
+	if (l->spurious & SVR_NO_BROADCAST)
+		return;
 	if (atomic_load_explicit(&e->shared->eoi_exit[vector / 64], memory_order_relaxed) >> (vector % 64) & 1) {
 		e->block->exit.data = (uint64_t)vector;
 		e->block->exit.addr = 0;

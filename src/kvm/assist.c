@@ -16,7 +16,7 @@
 #include "kvm_vm.h"
 #include "vmm/error.h"
 
-static int find_helper(struct kvm_vcpu *v)
+int kvm_assist_prepare(struct kvm_vcpu *v)
 {
 	const struct kvm_config *config = &v->vm->config;
 	struct error err = { 0 };
@@ -51,6 +51,9 @@ static int hand_over(struct kvm_vcpu *v, bool with_lapic)
 		rc = kvm_lapic_get(v, &lapic);
 	if (rc)
 		return rc;
+	/* A timer that has ended since then: its interrupt is not in the IRR yet, and the helper shall raise it. */
+	if (v->is_settled && v->settled.timer_start_ns && !lapic.timer_start_ns)
+		lapic.timer_start_ns = v->settled.timer_start_ns;
 	v->helper_pv_time = state.pv_system_time;
 	state.pv_system_time = 0;
 	v->helper_ops->set_state(v->helper, &state);
@@ -68,7 +71,7 @@ static int hand_over(struct kvm_vcpu *v, bool with_lapic)
 int kvm_assist_begin(struct kvm_vcpu *v, uint64_t instructions)
 {
 	bool lapic = instructions > 1, messages = lapic && v->vm->partial && v->vm->config.cpus == 1;
-	int rc = find_helper(v);
+	int rc = kvm_assist_prepare(v);
 
 	if (rc)
 		return rc;
@@ -107,9 +110,32 @@ static void merge_moved(struct kvm_vcpu *v, struct lapic_state *lapic)
 
 	if (kvm_lapic_get(v, &kernel))
 		return;
-	for (unsigned i = 0; i < 4; i++)
+	for (unsigned i = 0; i < 4; i++) {
 		lapic->irr[i] |= kernel.irr[i];
+		lapic->tmr[i] = (lapic->tmr[i] & ~kernel.irr[i]) | (kernel.tmr[i] & kernel.irr[i]);
+	}
 	kvm_lapic_set(v, lapic);
+}
+
+/* An NMI that has come to the kernel's vcpu meanwhile. */
+static bool has_nmi(struct kvm_vcpu *v)
+{
+	struct kvm_vcpu_events events = { 0 };
+
+	return kvm_ioctl_ptr(v->fd, KVM_GET_VCPU_EVENTS, &events) >= 0 && events.nmi.pending;
+}
+
+/*
+ * KVM's shadow paging has not seen the helper write to page tables. Not for the single instructions of a partial KVM, of which
+ * there are too many; and not while another vcpu may run on the slots that go.
+ */
+static void renew_shadows(struct kvm_vcpu *v)
+{
+	struct kvm_vm *vm = v->vm;
+
+	if (vm->shadows && (v->lapic_moved || !vm->partial) && (vm->config.cpus == 1 || vm->config.move_every) &&
+		kvm_memory_renew(vm))
+		kvm_fail(v, "the memory slots once more");
 }
 
 static void take_back(struct kvm_vcpu *v)
@@ -117,11 +143,14 @@ static void take_back(struct kvm_vcpu *v)
 	struct cpu_state state;
 	struct lapic_state lapic;
 
+	kvm_transit_begin(v);
 	pthread_mutex_lock(&v->vm->lock);
+	renew_shadows(v);
 	v->helper_ops->get_state(v->helper, &state);
 	v->helper_ops->get_lapic(v->helper, &lapic);
 	if (!state.pv_system_time)
 		state.pv_system_time = v->helper_pv_time;
+	state.nmi_pending |= has_nmi(v);
 	if (!kvm_state_set(v, &state)) {
 		if (v->lapic_moved)
 			merge_moved(v, &lapic);
@@ -131,6 +160,7 @@ static void take_back(struct kvm_vcpu *v)
 	v->takes_messages = false;
 	atomic_store(&v->away, false);
 	pthread_mutex_unlock(&v->vm->lock);
+	kvm_transit_end(v);
 }
 
 bool kvm_assist_run(struct kvm_vcpu *v, struct vcpu_exit *x)

@@ -35,6 +35,15 @@ static bool flag_on(const char *path)
 	return c == 'Y' || c == 'y' || c == '1';
 }
 
+bool kvm_host_shadows(void)
+{
+	if (!access("/sys/module/kvm_pvm", F_OK))
+		return true;
+	if (!access("/sys/module/kvm_intel/parameters/ept", F_OK))
+		return !flag_on("/sys/module/kvm_intel/parameters/ept");
+	return !access("/sys/module/kvm_amd/parameters/npt", F_OK) && !flag_on("/sys/module/kvm_amd/parameters/npt");
+}
+
 static void detect_module(struct kvm_host_info *info)
 {
 	const char *module = "", *memory = info->works ? "unknown (no module parameters are visible)" : "none";

@@ -29,6 +29,7 @@ struct kvm_vm {
 	int kvm_fd, vm_fd;
 	size_t run_size;
 	bool partial; /* kvm_pvm: see partial.c */
+	bool shadows; /* KVM's own shadow paging */
 	bool has_sregs2, has_xsave2, has_tsc_offset, has_readonly, has_triple_fault, has_payload;
 	uint32_t xsave_size;	/* of KVM_GET_XSAVE2 */
 	uint32_t lapic_tick_ns; /* KVM's own, or what it was set to */
@@ -43,6 +44,11 @@ struct kvm_vm {
 	struct kvm_vcpu *_Atomic vcpus[VCPU_MAX];
 	_Atomic unsigned vcpu_count; /* highest index + 1 */
 	_Atomic bool extint;	     /* the PIC's INTR */
+
+	/* move.c, with several vcpus: held for reading around KVM_RUN, for writing while a state is in transit. */
+	pthread_mutex_t move_lock;
+	pthread_rwlock_t run_lock;
+	_Atomic bool moving; /* somebody wants it for writing */
 
 	/* Vcpus stopped. */
 	struct ram_range slots[KVM_MEMSLOTS]; /* as KVM knows them */
@@ -80,9 +86,13 @@ struct kvm_vcpu {
 	bool unsuited;		    /* the state last set is nothing for a partial KVM */
 	bool failed;		    /* failure[] says what */
 	char failure[256];
-	uint64_t move_countdown, random;
+	uint64_t move_countdown, move_at, random; /* move.c: the next point, in exits or in CLOCK_MONOTONIC */
+	bool has_move_timer;
+	timer_t move_timer;
 	bool held;		    /* an exit has been taken from KVM and not been returned: coalesced writes come first */
 	struct lapic_state helper_lapic; /* as the helper got it */
+	struct lapic_state settled; /* move.c: as it was when the vcpu was found settled */
+	bool is_settled;
 	uint64_t helper_pv_time;
 	bool lapic_moved;	    /* a move or a stint, not an assist */
 	struct kvm_stats stats;
@@ -96,6 +106,8 @@ struct kvm_vcpu {
 
 /* vm.c */
 int kvm_memory_changed(struct kvm_vm *vm, struct error *err);
+/* Makes KVM forget what it has derived from guest memory: page tables have been written behind its back. No vcpu in KVM_RUN. */
+int kvm_memory_renew(struct kvm_vm *vm);
 int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
 #define kvm_ioctl_ptr(fd, request, pointer) kvm_ioctl((fd), (request), (unsigned long)(uintptr_t)(pointer))
 
@@ -125,7 +137,20 @@ void kvm_partial_stop(struct kvm_vcpu *v);
 /* KVM has mostly interpreted since the last call. */
 bool kvm_partial_is_slow(struct kvm_vcpu *v);
 
+/* move.c: nothing happens without config.move_every. Vcpu thread, but for stop. */
+enum kvm_move { MOVE_NONE, MOVE_BEGUN, MOVE_EXIT /* KVM_RUN has come back with an exit */ };
+enum kvm_move kvm_move_try(struct kvm_vcpu *v);
+void kvm_move_start(struct kvm_vcpu *v);
+void kvm_move_stop(struct kvm_vcpu *v);
+/* Around KVM_RUN, and around what may not meet another vcpu in it. */
+void kvm_run_begin(struct kvm_vcpu *v);
+void kvm_run_end(struct kvm_vcpu *v);
+void kvm_transit_begin(struct kvm_vcpu *v);
+void kvm_transit_end(struct kvm_vcpu *v);
+
 /* assist.c: the helper. */
+/* Sees to it that there is a helper. 0 or -errno. */
+int kvm_assist_prepare(struct kvm_vcpu *v);
 /* Hands the state over; run() then runs the helper until its limit. 0 or -errno. */
 int kvm_assist_begin(struct kvm_vcpu *v, uint64_t instructions);
 /* One run of the helper. True: *x is an exit to serve; false: the state is back with KVM. */

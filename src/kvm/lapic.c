@@ -108,9 +108,13 @@ int kvm_lapic_get(struct kvm_vcpu *v, struct lapic_state *l)
 		one_msr(v, KVM_GET_MSRS, MSR_TSC_DEADLINE, &l->tsc_deadline);
 		return 0;
 	}
+	/* Between its end and the interrupt a periodic count reads as 0. KVM has a least period: the count can be above its start. */
 	current = get(&k, REG_CURRENT);
-	if (current)
-		l->timer_start_ns = now_ns() - (uint64_t)(l->timer_initial - current) * tick_ns(v, l->timer_divide);
+	if (current > l->timer_initial)
+		current = l->timer_initial;
+	if (current || (l->lvt[LVT_TIMER] & TIMER_MODE))
+		l->timer_start_ns = !l->timer_initial ? 0
+			: now_ns() - (uint64_t)(l->timer_initial - current) * tick_ns(v, l->timer_divide);
 	return 0;
 }
 
@@ -131,6 +135,7 @@ int kvm_lapic_set(struct kvm_vcpu *v, const struct lapic_state *l)
 {
 	bool deadline = (l->lvt[LVT_TIMER] & TIMER_MODE) == TIMER_TSC_DEADLINE;
 	uint64_t base = l->apic_base, tsc = l->tsc_deadline, was = 0;
+	uint32_t current;
 	struct kvm_lapic_state k;
 
 	/* KVM knows the steps of hardware only: out of x2APIC mode goes through "disabled". */
@@ -153,8 +158,10 @@ int kvm_lapic_set(struct kvm_vcpu *v, const struct lapic_state *l)
 	for (unsigned i = 0; i <= LVT_ERROR - LVT_TIMER; i++)
 		put(&k, REG_LVT_TIMER + 16 * i, l->lvt[LVT_TIMER + i]);
 	put(&k, REG_DIVIDE, l->timer_divide);
-	put(&k, REG_INITIAL, deadline ? 0 : l->timer_initial);
-	put(&k, REG_CURRENT, deadline ? 0 : current_count(v, l));
+	/* A count that has ended would fire once more if KVM knew where it began: the register reads as 0 from then on. */
+	current = deadline ? 0 : current_count(v, l);
+	put(&k, REG_INITIAL, current ? l->timer_initial : 0);
+	put(&k, REG_CURRENT, current);
 	put_bits(&k, REG_ISR, l->isr);
 	put_bits(&k, REG_TMR, l->tmr);
 	put_bits(&k, REG_IRR, l->irr);

@@ -3,8 +3,6 @@
  * suits a 64-bit kernel in the upper half; other code it interprets, slowly and not always rightly (INT n in ring 3 of a small
  * guest arrives as #GP or #UD). And a kernel that does not know of it makes it interpret a lot, too.
  *
- * (The same ticks give the moves of a test their points in the middle of guest code.)
- *
  * So code that does not suit runs on the software CPU, by stints; and while KVM runs, it is looked at a hundred times a second:
  * if it has interpreted more than a few instructions since (KVM counts them), a stint of the software CPU follows.
  */
@@ -66,10 +64,10 @@ void kvm_partial_start(struct kvm_vcpu *v)
 	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN };
 	const struct itimerspec when = { .it_value.tv_nsec = TICK_NS, .it_interval.tv_nsec = TICK_NS };
 
-	if (!v->vm->partial && !v->vm->config.move_every)
+	if (!v->vm->partial)
 		return;
 	v->stint = STINT_LEAST;
-	if (!v->has_stats && v->vm->partial) {
+	if (!v->has_stats) {
 		v->stats_fd = kvm_ioctl(v->fd, KVM_GET_STATS_FD, 0);
 		v->stats_offset = v->stats_fd < 0 ? -1 : find_counter(v->stats_fd, "insn_emulation");
 		v->has_stats = true;

@@ -105,26 +105,35 @@ static void get_msrs(struct kvm_vcpu *v, struct cpu_state *s)
 	}
 }
 
+/*
+ * Only what differs: to write an address of the paravirtual clock again makes KVM write to guest memory. Where KVM refuses one
+ * the rest is tried again.
+ */
 static void set_msrs(struct kvm_vcpu *v, const struct cpu_state *state)
 {
-	struct cpu_state *s = (struct cpu_state *)(uintptr_t)state; /* is only read */
+	struct cpu_state wanted = *state, now = *state;
 	struct msr_list list;
-	unsigned first = 0, count;
+	unsigned count = 0;
 
-	for (;;) {
-		const uint64_t *field;
+	memset(&list, 0, sizeof(list));
+	get_msrs(v, &now);
+	for (unsigned n = 0; n < KVM_MSR_MAX; n++) {
+		const uint64_t *field = msr_field(&wanted, n, &list.entries[count].index);
+
+		if (!field)
+			break;
+		if (*field != *msr_field(&now, n, &list.entries[count].index))
+			list.entries[count++].data = *field;
+	}
+	for (unsigned first = 0; first < count;) {
 		int done;
 
-		memset(&list, 0, sizeof(list));
-		for (count = 0; (field = msr_field(s, first + count, &list.entries[count].index)); count++)
-			list.entries[count].data = *field;
-		list.head.nmsrs = count;
-		if (!count)
-			return;
+		list.head.nmsrs = count - first;
 		done = kvm_ioctl_ptr(v->fd, KVM_SET_MSRS, &list.head);
-		first += (done < 0 ? 0 : (unsigned)done) + 1;
-		if (done == (int)count)
-			return;
+		done = done < 0 ? 0 : done;
+		first += (unsigned)done + 1;
+		if (first < count)
+			memmove(list.entries, list.entries + done + 1, (count - first) * sizeof(list.entries[0]));
 	}
 }
 
@@ -506,9 +515,23 @@ int kvm_state_get(struct kvm_vcpu *v, struct cpu_state *s)
 	return 0;
 }
 
+/*
+ * KVM drops the guest's translations when a control register changes. That is wanted here in any case: page tables may have been
+ * written, and translations invalidated, where KVM did not see it.
+ */
+static int set_special_anew(struct kvm_vcpu *v, const struct cpu_state *s)
+{
+	struct cpu_state other = *s;
+	int rc;
+
+	other.cr4 ^= CR4_PGE;
+	rc = set_special(v, &other);
+	return rc ? rc : set_special(v, s);
+}
+
 int kvm_state_set(struct kvm_vcpu *v, const struct cpu_state *s)
 {
-	int rc = set_special(v, s);
+	int rc = set_special_anew(v, s);
 
 	v->unsuited = !kvm_partial_suits(v, s);
 	if (!rc)

@@ -62,6 +62,7 @@ static void adopt_thread(struct kvm_vcpu *v)
 	v->thread = pthread_self();
 	atomic_store(&v->has_thread, true);
 	kvm_partial_start(v);
+	kvm_move_start(v);
 }
 
 /* --- exits --- */
@@ -276,28 +277,6 @@ static bool take_exit(struct kvm_vcpu *v, struct vcpu_exit *x)
 	}
 }
 
-static uint64_t next_random(struct kvm_vcpu *v)
-{
-	v->random = v->random * 6364136223846793005ull + 1442695040888963407ull;
-	return v->random >> 33;
-}
-
-/* Between two instructions: to the helper, for up to twice move_length instructions. */
-static void move(struct kvm_vcpu *v)
-{
-	if (!kvm_assist_begin(v, 2 + next_random(v) % (2 * v->vm->config.move_length)))
-		v->stats.moves++;
-}
-
-/* An exit was taken: after some of them, the next entry only finishes the access, and comes back for a move. */
-static void count_down(struct kvm_vcpu *v)
-{
-	if (!v->vm->config.move_every || v->move_countdown--)
-		return;
-	v->move_countdown = next_random(v) % (2 * v->vm->config.move_every);
-	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-}
-
 /* KVM_RUN failed. True: *x is for the machine. */
 static bool take_error(struct kvm_vcpu *v, int rc, struct vcpu_exit *x)
 {
@@ -309,8 +288,6 @@ static bool take_error(struct kvm_vcpu *v, int rc, struct vcpu_exit *x)
 	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 	if (!atomic_exchange(&v->kicked, false)) {
 		v->unsuited = v->unsuited || (v->vm->partial && kvm_partial_is_slow(v));
-		if (v->vm->config.move_every)
-			move(v);
 		return false;
 	}
 	plain_exit(x, VCPU_EXIT_KICKED);
@@ -327,6 +304,7 @@ static void note_extint(struct kvm_vcpu *v)
 static int ops_run(void *self, struct vcpu_exit *x)
 {
 	struct kvm_vcpu *v = self;
+	enum kvm_move move;
 	int rc;
 
 	adopt_thread(v);
@@ -346,8 +324,13 @@ static int ops_run(void *self, struct vcpu_exit *x)
 		if (!v->held) {
 			if (want_extint(v, x))
 				return 0;
+			move = kvm_move_try(v);
+			if (move == MOVE_BEGUN)
+				continue;
 			v->stats.entries++;
-			rc = kvm_ioctl(v->fd, KVM_RUN, 0);
+			kvm_run_begin(v);
+			rc = move == MOVE_EXIT ? 0 : kvm_ioctl(v->fd, KVM_RUN, 0);
+			kvm_run_end(v);
 			note_extint(v);
 			if (rc < 0) {
 				if (take_coalesced(v, x) || take_error(v, rc, x))
@@ -355,7 +338,6 @@ static int ops_run(void *self, struct vcpu_exit *x)
 				continue;
 			}
 			v->held = true;
-			count_down(v);
 		}
 		if (take_coalesced(v, x))
 			return 0;
@@ -394,6 +376,7 @@ static void ops_destroy(void *self)
 	if (v->vm->vcpus[v->index] == v)
 		v->vm->vcpus[v->index] = NULL;
 	kvm_partial_stop(v);
+	kvm_move_stop(v);
 	if (v->run)
 		munmap(v->run, v->vm->run_size);
 	if (v->fd >= 0)

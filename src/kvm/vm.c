@@ -123,6 +123,7 @@ static int setup_vm(struct kvm_vm *vm, struct error *err)
 	vm->has_triple_fault = !enable(vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
 	enable(vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL);
 	vm->lapic_tick_ns = enable(vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, CPU_LAPIC_TICK_NS) ? 1 : CPU_LAPIC_TICK_NS;
+	vm->shadows = kvm_host_shadows();
 	vm->partial = !access("/sys/module/kvm_pvm", F_OK) && vm->config.helper;
 	vm->has_sregs2 = check(vm, KVM_CAP_SREGS2);
 	vm->has_readonly = check(vm, KVM_CAP_READONLY_MEM);
@@ -192,6 +193,23 @@ int kvm_memory_changed(struct kvm_vm *vm, struct error *err)
 		vm->slots[slot] = ranges[i];
 	}
 	return rc ? error_set(err, rc, "KVM refuses the guest's memory: %s.", strerror(-rc)) : 0;
+}
+
+int kvm_memory_renew(struct kvm_vm *vm)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < KVM_MEMSLOTS && !rc; i++) {
+		struct ram_range none = vm->slots[i];
+
+		if (!none.size)
+			continue;
+		none.size = 0;
+		rc = set_slot(vm, i, &none);
+		if (!rc)
+			rc = set_slot(vm, i, &vm->slots[i]);
+	}
+	return rc;
 }
 
 /* Also the helpers', whose hook was there before. */
@@ -360,6 +378,8 @@ int kvm_vm_create(const struct kvm_config *config, struct kvm_vm **out, struct e
 	vm->config = *config;
 	vm->kvm_fd = vm->vm_fd = -1;
 	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->move_lock, NULL);
+	pthread_rwlock_init(&vm->run_lock, NULL);
 	rc = install_kick(err);
 	if (!rc)
 		rc = open_kvm(vm, err);

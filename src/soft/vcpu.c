@@ -195,8 +195,11 @@ static void soft_abandon(void *self)
 static void soft_get_state(void *self, struct cpu_state *state)
 {
 	struct soft_vcpu *v = self;
+	struct vcpu_block *b = v->block;
 
-	memcpy(state, &v->block->cpu, sizeof(*state));
+	memcpy(state, &b->cpu, sizeof(*state));
+	if (!engine_has_turn(b) && atomic_fetch_and(&b->events, ~VCPU_EVENT_NMI) & VCPU_EVENT_NMI) /* posted, not taken */
+		state->nmi_pending = b->cpu.nmi_pending = 1;
 }
 
 static void soft_set_state(void *self, const struct cpu_state *state)

@@ -1,0 +1,223 @@
+/*
+ * Moves, for tests (--move EVERY,LENGTH): at random points a vcpu's state goes from KVM to the software CPU, which runs a random
+ * number of instructions, and comes back. A guest that reaches the same end so proves that the state is carried over whole.
+ *
+ * Half of the points are drawn by exits, half by time, so that code that never leaves the guest is met, too. Where a move may
+ * begin the vcpu is *settled*: KVM_RUN with a signal pending finishes the access of the last exit, puts expired timers into the
+ * IRR and comes back before the guest has run.
+ *
+ * While the state is in transit nobody may change it: with several vcpus the others are kept out of KVM_RUN, or an IPI of theirs
+ * that arrives between reading and writing the local APIC would be lost. Messages for a vcpu that is away arrive in the kernel's
+ * local APIC and bring it back, as HLT does.
+ *
+ * Lock order: move_lock, then run_lock, then the VM's lock.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kvm_vm.h"
+
+#define KICK_SIGNAL SIGRTMIN
+#define POINT_NS 100000u  /* a point drawn by time: on average so much for each of EVERY exits */
+#define AGAIN_NS 1000000l /* a signal that comes between two entries is missed: it comes again */
+#define SETTLE_TRIES 8
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+/* xorshift64* */
+static uint64_t draw(struct kvm_vcpu *v)
+{
+	v->random ^= v->random >> 12;
+	v->random ^= v->random << 25;
+	v->random ^= v->random >> 27;
+	return v->random * 0x2545f4914f6cdd1dull >> 16;
+}
+
+static void draw_point(struct kvm_vcpu *v)
+{
+	uint64_t r = draw(v), every = v->vm->config.move_every;
+	struct itimerspec when = { { 0, 0 }, { 0, 0 } };
+
+	v->move_at = 0;
+	v->move_countdown = 0;
+	if (r & 1 || !v->has_move_timer) {
+		v->move_countdown = 1 + (r >> 1) % (2 * every);
+	} else {
+		uint64_t delay = 1000 + (r >> 1) % (2 * every * POINT_NS);
+
+		v->move_at = now_ns() + delay;
+		when.it_value.tv_sec = (time_t)(delay / 1000000000u);
+		when.it_value.tv_nsec = (long)(delay % 1000000000u);
+		when.it_interval.tv_nsec = AGAIN_NS;
+	}
+	if (v->has_move_timer)
+		timer_settime(v->move_timer, 0, &when, NULL);
+}
+
+void kvm_move_start(struct kvm_vcpu *v)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL };
+
+	if (!v->vm->config.move_every)
+		return;
+	kvm_move_stop(v);
+	event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+	v->has_move_timer = !timer_create(CLOCK_MONOTONIC, &event, &v->move_timer);
+	draw_point(v);
+}
+
+void kvm_move_stop(struct kvm_vcpu *v)
+{
+	if (v->has_move_timer)
+		timer_delete(v->move_timer);
+	v->has_move_timer = false;
+}
+
+static bool is_due(struct kvm_vcpu *v)
+{
+	if (v->move_at)
+		return now_ns() >= v->move_at;
+	return !v->move_countdown || !--v->move_countdown;
+}
+
+/* --- keeping the others out of KVM_RUN --- */
+
+static bool has_others(const struct kvm_vcpu *v)
+{
+	return v->vm->config.cpus > 1;
+}
+
+void kvm_run_begin(struct kvm_vcpu *v)
+{
+	if (!v->vm->config.move_every || !has_others(v))
+		return;
+	while (atomic_load(&v->vm->moving))
+		sched_yield();
+	pthread_rwlock_rdlock(&v->vm->run_lock);
+}
+
+void kvm_run_end(struct kvm_vcpu *v)
+{
+	if (v->vm->config.move_every && has_others(v))
+		pthread_rwlock_unlock(&v->vm->run_lock);
+}
+
+void kvm_transit_begin(struct kvm_vcpu *v)
+{
+	struct kvm_vm *vm = v->vm;
+
+	if (!vm->config.move_every || !has_others(v))
+		return;
+	pthread_mutex_lock(&vm->move_lock);
+	atomic_store(&vm->moving, true);
+	while (pthread_rwlock_trywrlock(&vm->run_lock)) {
+		for (unsigned i = 0; i < vm->vcpu_count; i++)
+			if (vm->vcpus[i] && vm->vcpus[i] != v)
+				kvm_poke(vm->vcpus[i]);
+		usleep(50);
+	}
+}
+
+void kvm_transit_end(struct kvm_vcpu *v)
+{
+	struct kvm_vm *vm = v->vm;
+
+	if (!vm->config.move_every || !has_others(v))
+		return;
+	pthread_rwlock_unlock(&vm->run_lock);
+	atomic_store(&vm->moving, false);
+	pthread_mutex_unlock(&vm->move_lock);
+}
+
+/* --- settling --- */
+
+/* KVM_RUN with the signal pending for it alone. */
+static int run_signalled(struct kvm_vcpu *v)
+{
+	const struct timespec now = { 0, 0 };
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t set;
+	} __attribute__((packed)) mask = { .head.len = 8, .set = ~(1ull << (KICK_SIGNAL - 1)) };
+	sigset_t kick, old;
+	int rc;
+
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_BLOCK, &kick, &old);
+	kvm_ioctl_ptr(v->fd, KVM_SET_SIGNAL_MASK, &mask);
+	pthread_kill(pthread_self(), KICK_SIGNAL);
+	rc = kvm_ioctl(v->fd, KVM_RUN, 0);
+	kvm_ioctl(v->fd, KVM_SET_SIGNAL_MASK, 0);
+	while (sigtimedwait(&kick, NULL, &now) > 0)
+		;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return rc;
+}
+
+/*
+ * A one-shot count that has come to its end says nothing of its interrupt: so the timer must have stood, or still run, both
+ * before and after. 0: settled; 1: KVM has come back with another exit; -EAGAIN: not now.
+ */
+static int settle(struct kvm_vcpu *v)
+{
+	struct lapic_state before, after;
+
+	for (unsigned i = 0; i < SETTLE_TRIES; i++) {
+		int rc;
+
+		if (kvm_lapic_get(v, &before))
+			return -EAGAIN;
+		rc = run_signalled(v);
+		if (rc >= 0)
+			return 1;
+		if (rc != -EINTR || v->run->immediate_exit)
+			return -EAGAIN;
+		if (kvm_lapic_get(v, &after))
+			return -EAGAIN;
+		if (!before.timer_start_ns == !after.timer_start_ns) {
+			v->settled = after;
+			return 0;
+		}
+	}
+	return -EAGAIN;
+}
+
+enum kvm_move kvm_move_try(struct kvm_vcpu *v)
+{
+	struct kvm_vm *vm = v->vm;
+	uint64_t length;
+	int rc;
+
+	if (!vm->config.move_every || atomic_load(&v->kicked) || v->run->immediate_exit || !is_due(v))
+		return MOVE_NONE;
+	length = 2 + draw(v) % (2 * (uint64_t)vm->config.move_length);
+	if (kvm_assist_prepare(v))
+		return MOVE_NONE;
+	kvm_transit_begin(v);
+	rc = settle(v);
+	v->is_settled = !rc;
+	if (!rc)
+		rc = kvm_assist_begin(v, length) ? -EAGAIN : 0;
+	v->is_settled = false;
+	kvm_transit_end(v);
+	if (rc == 1)
+		return MOVE_EXIT;
+	if (rc)
+		return MOVE_NONE;
+	v->stats.moves++;
+	draw_point(v);
+	return MOVE_BEGUN;
+}
