@@ -41,6 +41,18 @@ static void silence(struct lapic_state *lapic)
 	lapic->tsc_deadline = 0;
 }
 
+/* Takes an NMI from the kernel's vcpu that has not been accepted. */
+static bool take_nmi(struct kvm_vcpu *v)
+{
+	struct kvm_vcpu_events events = { 0 };
+
+	if (kvm_ioctl_ptr(v->fd, KVM_GET_VCPU_EVENTS, &events) < 0 || !events.nmi.pending)
+		return false;
+	events.nmi.pending = 0;
+	events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+	return kvm_ioctl_ptr(v->fd, KVM_SET_VCPU_EVENTS, &events) >= 0;
+}
+
 static int hand_over(struct kvm_vcpu *v, bool with_lapic)
 {
 	struct cpu_state state;
@@ -51,6 +63,7 @@ static int hand_over(struct kvm_vcpu *v, bool with_lapic)
 		rc = kvm_lapic_get(v, &lapic);
 	if (rc)
 		return rc;
+	state.nmi_pending = take_nmi(v);
 	/* A timer that has ended since then: its interrupt is not in the IRR yet, and the helper shall raise it. */
 	if (v->is_settled && v->settled.timer_start_ns && !lapic.timer_start_ns)
 		lapic.timer_start_ns = v->settled.timer_start_ns;
@@ -117,14 +130,6 @@ static void merge_moved(struct kvm_vcpu *v, struct lapic_state *lapic)
 	kvm_lapic_set(v, lapic);
 }
 
-/* An NMI that has come to the kernel's vcpu meanwhile. */
-static bool has_nmi(struct kvm_vcpu *v)
-{
-	struct kvm_vcpu_events events = { 0 };
-
-	return kvm_ioctl_ptr(v->fd, KVM_GET_VCPU_EVENTS, &events) >= 0 && events.nmi.pending;
-}
-
 /*
  * KVM's shadow paging has not seen the helper write to page tables. Not for the single instructions of a partial KVM, of which
  * there are too many; and not while another vcpu may run on the slots that go.
@@ -150,7 +155,7 @@ static void take_back(struct kvm_vcpu *v)
 	v->helper_ops->get_lapic(v->helper, &lapic);
 	if (!state.pv_system_time)
 		state.pv_system_time = v->helper_pv_time;
-	state.nmi_pending |= has_nmi(v);
+	state.nmi_pending |= take_nmi(v);
 	if (!kvm_state_set(v, &state)) {
 		if (v->lapic_moved)
 			merge_moved(v, &lapic);
