@@ -14,6 +14,7 @@ struct kvm_vm;
 struct kvm_config {
 	struct guest_mem *mem;
 	unsigned cpus;
+	unsigned dirty_ring; /* entries of a vcpu's dirty ring, a power of two from 1024 up; 0: the dirty log is by bitmap */
 	bool host_cpu; /* --cpu host: all that KVM has, instead of the model */
 	/*
 	 * A software vcpu on the same memory, for what KVM cannot do: called once for a vcpu, when it is needed first, on that

@@ -29,6 +29,17 @@ struct error;
 
 #define MEM_ROM_RESERVE (64ull << 20) /* bytes of ROM and flash at most */
 
+/*
+ * What a backend does for the dirty log. start() begins to note which pages its vcpus write; collect() sets the bits of those
+ * written since the last call (one bit for each 4 KiB page of the memfd) and begins anew. Device lock held.
+ */
+struct mem_dirty_source {
+	int (*start)(void *ctx);
+	void (*collect)(void *ctx, uint64_t *bitmap);
+	void (*stop)(void *ctx);
+	void *ctx;
+};
+
 struct guest_mem {
 	/* Set at create. */
 	int fd;		/* the memfd; owned */
@@ -46,6 +57,8 @@ struct guest_mem {
 	 */
 	void (*layout_changed)(void *ctx);
 	void *layout_ctx;
+	struct mem_dirty_source dirty_source; /* start NULL: the backend cannot */
+	_Atomic uint64_t *_Atomic dirty;      /* pages written by the VMM while the dirty log runs; NULL: it does not */
 	bool hidden_written; /* mem_store() has written bytes that were not in the layout, since the last layout_changed() */
 };
 
@@ -90,6 +103,15 @@ int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned coun
  * answers otherwise. The range lies in the file. Device lock held.
  */
 void mem_store(struct guest_mem *mem, uint64_t offset, const void *src, uint64_t length);
+
+/*
+ * The dirty log: which pages of the memfd were written, by vcpus, DMA and loaders. bitmap has a bit for each 4 KiB of file_size;
+ * collect adds to it what was written since the last call. A page may be reported that was not written. One user at a time;
+ * device lock held. -ENOTSUP: this backend has none (the software backend in this version).
+ */
+int mem_dirty_start(struct guest_mem *mem, struct error *err);
+void mem_dirty_collect(struct guest_mem *mem, uint64_t *bitmap);
+void mem_dirty_stop(struct guest_mem *mem);
 
 /* End of RAM below the PCI hole, and bytes of RAM above 4 GiB. */
 uint64_t mem_low_end(const struct guest_mem *mem);

@@ -15,6 +15,18 @@ struct bus;
 struct error;
 struct vcpu;
 
+/* What stops the guest for a debugger, with VCPU_EXIT_DEBUG. */
+struct vcpu_debug {
+	bool step;	       /* after one instruction */
+	bool soft_breakpoints; /* at INT3 */
+	unsigned count;	       /* of points in use */
+	struct {
+		uint64_t gva;
+		uint8_t kind; /* 0 execute, 1 write, 3 read or write */
+		uint8_t size; /* 1, 2, 4, 8; 1 to execute */
+	} points[4];
+};
+
 /* What a backend does for one vcpu. `self` is the backend's own per-vcpu object. */
 struct vcpu_backend {
 	const char *name;
@@ -30,6 +42,8 @@ struct vcpu_backend {
 	/* Ends the guest's execution by force: run() comes back soon with VCPU_EXIT_DIED. For a backend that does not answer
 	 * a kick; NULL if that cannot be. Any thread. */
 	void (*abandon)(void *self);
+	/* Sets what stops the guest for a debugger; all zero: nothing. Only while run() is not running. 0 or -errno; NULL: cannot. */
+	int (*set_debug)(void *self, const struct vcpu_debug *debug);
 	/* The local APIC that belongs to the state; only while run() is not running. */
 	void (*get_lapic)(void *self, struct lapic_state *lapic);
 	void (*set_lapic)(void *self, const struct lapic_state *lapic);

@@ -47,6 +47,7 @@ enum vcpu_exit_kind {
 	VCPU_EXIT_SHUTDOWN,  /* triple fault; exit.text says the first cause */
 	VCPU_EXIT_ERROR,     /* the engine's own failure; exit.text */
 	VCPU_EXIT_DIED,	     /* never from the engine: the VMM found the process dead; exit.text */
+	VCPU_EXIT_DEBUG,     /* never from the engine: a step or breakpoint of set_debug(); addr: gva of the instruction, data: DR6 */
 	VCPU_EXIT_KINDS
 };
 

@@ -53,6 +53,11 @@ struct kvm_vm {
 	/* Vcpus stopped. */
 	struct ram_range slots[KVM_MEMSLOTS]; /* as KVM knows them */
 
+	/* Dirty log: device lock, but for gathered, which is under lock. */
+	bool logging;
+	uint32_t ring_bytes; /* of each vcpu; 0: by bitmap. Set at create */
+	uint64_t *gathered;  /* pages taken out of rings; scratch space of the bitmap way */
+
 	/* Under lock. */
 	pthread_mutex_t lock; /* innermost: only ioctls and helper_deliver() are called with it held */
 	struct kvm_notify notify[KVM_NOTIFY_MAX];
@@ -68,6 +73,8 @@ struct kvm_vcpu {
 	unsigned index;
 	int fd;
 	struct kvm_run *run;
+	struct kvm_dirty_gfn *ring; /* NULL: none; ring_next under the VM's lock */
+	uint32_t ring_next;
 	struct cpu_model model;
 	const struct vcpu_backend *helper_ops; /* NULL: none yet */
 	void *helper;
@@ -105,6 +112,7 @@ struct kvm_vcpu {
 };
 
 /* vm.c */
+int kvm_memory_set_slot(struct kvm_vm *vm, unsigned slot, const struct ram_range *range);
 int kvm_memory_changed(struct kvm_vm *vm, struct error *err);
 /* Makes KVM forget what it has derived from guest memory: page tables have been written behind its back. No vcpu in KVM_RUN. */
 int kvm_memory_renew(struct kvm_vm *vm);
@@ -116,6 +124,13 @@ void kvm_host_missing(int vm, char *text, size_t size);
 
 /* vcpu.c: makes the thread look at what has changed. Any thread. */
 void kvm_poke(struct kvm_vcpu *v);
+
+/* dirty.c */
+void kvm_dirty_setup(struct kvm_vm *vm);
+void kvm_dirty_offer(struct kvm_vm *vm);
+int kvm_dirty_map_ring(struct kvm_vcpu *v);
+void kvm_dirty_unmap_ring(struct kvm_vcpu *v);
+void kvm_dirty_take_rings(struct kvm_vm *vm);
 
 /* cpuid.c */
 int kvm_set_cpuid(struct kvm_vcpu *v, struct error *err);

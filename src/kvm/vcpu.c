@@ -266,6 +266,13 @@ static bool take_exit(struct kvm_vcpu *v, struct vcpu_exit *x)
 		return true;
 	case KVM_EXIT_DEBUG:
 		v->stats.debug_exits++;
+		plain_exit(x, VCPU_EXIT_DEBUG);
+		x->addr = run->debug.arch.pc;
+		x->data = run->debug.arch.dr6;
+		return true;
+	case KVM_EXIT_DIRTY_RING_FULL:
+		v->stats.dirty_ring_full++;
+		kvm_dirty_take_rings(v->vm);
 		return false;
 	case KVM_EXIT_HLT:
 	case KVM_EXIT_INTR:
@@ -367,6 +374,34 @@ static void ops_set_lapic(void *self, const struct lapic_state *lapic)
 	kvm_lapic_set(self, lapic);
 }
 
+/*
+ * DR7 (SDM vol. 3, 18.2.4): | 2n+1 global enable of n | 16+4n+1:16+4n kind: 0 execute, 1 write, 3 access | 16+4n+3:16+4n+2 size:
+ * 0 one, 1 two, 3 four, 2 eight bytes |
+ */
+static int ops_set_debug(void *self, const struct vcpu_debug *d)
+{
+	struct kvm_vcpu *v = self;
+	struct kvm_guest_debug debug = { 0 };
+
+	if (d->step || d->soft_breakpoints || d->count)
+		debug.control = KVM_GUESTDBG_ENABLE;
+	if (d->step)
+		debug.control |= KVM_GUESTDBG_SINGLESTEP;
+	if (d->soft_breakpoints)
+		debug.control |= KVM_GUESTDBG_USE_SW_BP;
+	if (d->count)
+		debug.control |= KVM_GUESTDBG_USE_HW_BP;
+	debug.arch.debugreg[7] = DR7_FIXED;
+	for (unsigned i = 0; i < d->count && i < 4; i++) {
+		uint64_t kind = d->points[i].kind & 3, size = d->points[i].size;
+		uint64_t code = size == 8 ? 2 : size == 4 ? 3 : size == 2 ? 1 : 0;
+
+		debug.arch.debugreg[i] = d->points[i].gva;
+		debug.arch.debugreg[7] |= 2ull << 2 * i | (kind | code << 2) << (16 + 4 * i);
+	}
+	return kvm_ioctl_ptr(v->fd, KVM_SET_GUEST_DEBUG, &debug);
+}
+
 /* --- life --- */
 
 static void ops_destroy(void *self)
@@ -377,6 +412,7 @@ static void ops_destroy(void *self)
 		v->vm->vcpus[v->index] = NULL;
 	kvm_partial_stop(v);
 	kvm_move_stop(v);
+	kvm_dirty_unmap_ring(v);
 	if (v->run)
 		munmap(v->run, v->vm->run_size);
 	if (v->fd >= 0)
@@ -412,7 +448,8 @@ int kvm_vcpu_create(struct kvm_vm *vm, unsigned index, const struct cpu_model *m
 		ops_destroy(v);
 		return rc;
 	}
-	rc = kvm_set_cpuid(v, err);
+	rc = kvm_dirty_map_ring(v);
+	rc = rc ? error_set(err, rc, "The dirty ring of vcpu %u cannot be mapped: %s.", index, strerror(-rc)) : kvm_set_cpuid(v, err);
 	if (rc) {
 		ops_destroy(v);
 		return rc;
@@ -431,6 +468,7 @@ const struct vcpu_backend kvm_vcpu_ops = {
 	.get_state = ops_get_state,
 	.set_state = ops_set_state,
 	.destroy = ops_destroy,
+	.set_debug = ops_set_debug,
 	.get_lapic = ops_get_lapic,
 	.set_lapic = ops_set_lapic,
 };

@@ -125,6 +125,7 @@ static int setup_vm(struct kvm_vm *vm, struct error *err)
 	vm->lapic_tick_ns = enable(vm, KVM_CAP_X86_APIC_BUS_CYCLES_NS, CPU_LAPIC_TICK_NS) ? 1 : CPU_LAPIC_TICK_NS;
 	vm->shadows = kvm_host_shadows();
 	vm->partial = !access("/sys/module/kvm_pvm", F_OK) && vm->config.helper;
+	kvm_dirty_setup(vm);
 	vm->has_sregs2 = check(vm, KVM_CAP_SREGS2);
 	vm->has_readonly = check(vm, KVM_CAP_READONLY_MEM);
 	vm->xsave_size = (uint32_t)check(vm, KVM_CAP_XSAVE2);
@@ -151,11 +152,12 @@ static int get_supported(struct kvm_vm *vm, struct error *err)
 
 /* --- memory --- */
 
-static int set_slot(struct kvm_vm *vm, unsigned slot, const struct ram_range *range)
+int kvm_memory_set_slot(struct kvm_vm *vm, unsigned slot, const struct ram_range *range)
 {
 	struct kvm_userspace_memory_region region = {
 		.slot = slot,
-		.flags = range->readonly && vm->has_readonly ? KVM_MEM_READONLY : 0,
+		.flags = (range->readonly && vm->has_readonly ? KVM_MEM_READONLY : 0) |
+			(vm->logging && !range->readonly && range->size ? KVM_MEM_LOG_DIRTY_PAGES : 0),
 		.guest_phys_addr = range->gpa,
 		.memory_size = range->size,
 		.userspace_addr = (uintptr_t)vm->config.mem->base + range->offset,
@@ -182,14 +184,14 @@ int kvm_memory_changed(struct kvm_vm *vm, struct error *err)
 		if (!vm->slots[i].size || is_in(&vm->slots[i], ranges))
 			continue;
 		vm->slots[i].size = 0;
-		rc = set_slot(vm, i, &vm->slots[i]);
+		rc = kvm_memory_set_slot(vm, i, &vm->slots[i]);
 	}
 	for (unsigned i = 0, slot = 0; i < KVM_MEMSLOTS && ranges[i].size && !rc; i++) {
 		if (is_in(&ranges[i], vm->slots))
 			continue;
 		while (vm->slots[slot].size)
 			slot++;
-		rc = set_slot(vm, slot, &ranges[i]);
+		rc = kvm_memory_set_slot(vm, slot, &ranges[i]);
 		vm->slots[slot] = ranges[i];
 	}
 	return rc ? error_set(err, rc, "KVM refuses the guest's memory: %s.", strerror(-rc)) : 0;
@@ -205,9 +207,9 @@ int kvm_memory_renew(struct kvm_vm *vm)
 		if (!none.size)
 			continue;
 		none.size = 0;
-		rc = set_slot(vm, i, &none);
+		rc = kvm_memory_set_slot(vm, i, &none);
 		if (!rc)
-			rc = set_slot(vm, i, &vm->slots[i]);
+			rc = kvm_memory_set_slot(vm, i, &vm->slots[i]);
 	}
 	return rc;
 }
@@ -397,6 +399,7 @@ int kvm_vm_create(const struct kvm_config *config, struct kvm_vm **out, struct e
 	rc = kvm_ioctl(vm->vm_fd, KVM_GET_TSC_KHZ, 0);
 	vm->tsc_khz = rc > 0 ? (uint64_t)rc : 0;
 	hook_layout(vm);
+	kvm_dirty_offer(vm);
 	*out = vm;
 	return 0;
 }
@@ -408,7 +411,9 @@ void kvm_vm_destroy(struct kvm_vm *vm)
 	if (vm->config.mem->layout_ctx == vm) {
 		vm->config.mem->layout_changed = vm->next_layout_changed;
 		vm->config.mem->layout_ctx = vm->next_layout_ctx;
+		memset(&vm->config.mem->dirty_source, 0, sizeof(vm->config.mem->dirty_source));
 	}
+	free(vm->gathered);
 	if (vm->vm_fd >= 0)
 		close(vm->vm_fd);
 	if (vm->kvm_fd >= 0)

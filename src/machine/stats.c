@@ -14,6 +14,7 @@ static const char *const exit_names[VCPU_EXIT_KINDS] = {
 	[VCPU_EXIT_NONE] = "none", [VCPU_EXIT_PIO] = "pio", [VCPU_EXIT_MMIO] = "mmio", [VCPU_EXIT_INTACK] = "intack",
 	[VCPU_EXIT_EOI] = "eoi", [VCPU_EXIT_IPI] = "ipi", [VCPU_EXIT_KICKED] = "kicked",
 	[VCPU_EXIT_SHUTDOWN] = "shutdown", [VCPU_EXIT_ERROR] = "error", [VCPU_EXIT_DIED] = "died",
+	[VCPU_EXIT_DEBUG] = "debug",
 };
 
 static const char *const engine_names[] = {

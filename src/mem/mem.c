@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/memfd.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,6 +153,7 @@ void mem_destroy(struct guest_mem *mem)
 {
 	if (!mem)
 		return;
+	free((void *)(uintptr_t)mem->dirty);
 	munmap(mem->base, mem->size + MEM_ROM_RESERVE);
 	close(mem->fd);
 	free(mem);
@@ -318,8 +320,64 @@ void *mem_ptr(struct guest_mem *mem, uint64_t gpa, uint64_t length, bool writabl
 	return mem->base + r->offset + (gpa - r->gpa);
 }
 
+static void note_dirty(struct guest_mem *mem, _Atomic uint64_t *dirty, uint64_t gpa, uint64_t length)
+{
+	for (unsigned i = 0; i < RAM_RANGE_MAX && mem->layout.ranges[i].size; i++) {
+		struct ram_range r = cut(mem->layout.ranges[i], gpa, gpa + length);
+
+		for (uint64_t page = r.offset / PAGE_BYTES; r.size && page <= (r.offset + r.size - 1) / PAGE_BYTES; page++)
+			atomic_fetch_or(&dirty[page / 64], 1ull << page % 64);
+	}
+}
+
+static uint64_t dirty_words(const struct guest_mem *mem)
+{
+	return ((mem->size + MEM_ROM_RESERVE) / PAGE_BYTES + 63) / 64;
+}
+
+int mem_dirty_start(struct guest_mem *mem, struct error *err)
+{
+	_Atomic uint64_t *dirty;
+	int rc;
+
+	if (!mem->dirty_source.start)
+		return error_set(err, -ENOTSUP, "This backend has no dirty log in this version");
+	dirty = calloc(dirty_words(mem), sizeof(*dirty));
+	if (!dirty)
+		return error_set(err, -ENOMEM, "Not enough memory for the dirty log");
+	rc = mem->dirty_source.start(mem->dirty_source.ctx);
+	if (rc) {
+		free((void *)(uintptr_t)dirty);
+		return error_set(err, rc, "The dirty log cannot be started: %s", strerror(-rc));
+	}
+	mem->dirty = dirty;
+	return 0;
+}
+
+void mem_dirty_collect(struct guest_mem *mem, uint64_t *bitmap)
+{
+	uint64_t words = (mem->file_size / PAGE_BYTES + 63) / 64;
+
+	mem->dirty_source.collect(mem->dirty_source.ctx, bitmap);
+	for (uint64_t i = 0; i < words; i++)
+		if (atomic_load_explicit(&mem->dirty[i], memory_order_relaxed))
+			bitmap[i] |= atomic_exchange(&mem->dirty[i], 0);
+}
+
+/* All who write hold the device lock. */
+void mem_dirty_stop(struct guest_mem *mem)
+{
+	mem->dirty_source.stop(mem->dirty_source.ctx);
+	free((void *)(uintptr_t)mem->dirty);
+	mem->dirty = NULL;
+}
+
 void mem_mark_written(struct guest_mem *mem, uint64_t gpa, uint64_t length)
 {
+	_Atomic uint64_t *dirty = mem->dirty;
+
+	if (dirty && length)
+		note_dirty(mem, dirty, gpa, length);
 	if (mem->written && length)
 		mem->written(mem->written_ctx, gpa, length);
 }

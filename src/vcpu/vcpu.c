@@ -71,6 +71,7 @@ static bool serve_exit(struct vcpu *v)
 		v->host.ipi(v->host.ctx, v->index, (uint32_t)x->addr, (uint32_t)x->data);
 		return true;
 	case VCPU_EXIT_NONE:
+	case VCPU_EXIT_DEBUG: /* nobody listens yet */
 	case VCPU_EXIT_KICKED:
 		return true;
 	default:

@@ -334,6 +334,69 @@ START_TEST(pic_vector)
 }
 END_TEST
 
+/* Three nops and a jump, one after the other. */
+START_TEST(single_steps)
+{
+	static const uint8_t code[] = { 0x90, 0x90, 0x90, 0xeb, 0xfe };
+	const struct vcpu_debug step = { .step = true }, none = { 0 };
+	struct kvm_vcpu *v = vcpu_new(0);
+	struct vcpu_exit x = { 0 };
+
+	start_at_code(v, code, sizeof(code));
+	ck_assert_int_eq(kvm_vcpu_ops.set_debug(v, &step), 0);
+	for (unsigned i = 1; i <= 3; i++) {
+		run_until(v, &x, VCPU_EXIT_DEBUG);
+		ck_assert_uint_eq(x.addr, CODE + i);
+	}
+	ck_assert_int_eq(kvm_vcpu_ops.set_debug(v, &none), 0);
+	kvm_vcpu_ops.kick(v);
+	run_until(v, &x, VCPU_EXIT_KICKED);
+	kvm_vcpu_ops.destroy(v);
+}
+END_TEST
+
+static void dirty_pages(void)
+{
+	/* mov [0x3000],al; mov [0x5000],al; out 0x43,al; again */
+	static const uint8_t code[] = { 0xa2, 0x00, 0x30, 0xa2, 0x00, 0x50, 0xe6, 0x43, 0xeb, 0xf6 };
+	uint64_t bitmap[(RAM + MEM_ROM_RESERVE) / 4096 / 64] = { 0 };
+	struct kvm_vcpu *v = vcpu_new(0);
+	struct vcpu_exit x = { 0 };
+
+	start_at_code(v, code, sizeof(code));
+	ck_assert_msg(mem_dirty_start(mem, &err) == 0, "%s", err.message);
+	mem_write(mem, 0x7010, code, 1);
+	for (unsigned round = 0; round < 2; round++) {
+		memset(bitmap, 0, sizeof(bitmap));
+		run_until(v, &x, VCPU_EXIT_PIO);
+		mem_dirty_collect(mem, bitmap);
+		ck_assert_uint_eq(bitmap[0] & (1 << 3 | 1 << 5), 1 << 3 | 1 << 5);
+		ck_assert_uint_eq(bitmap[0] >> 7 & 1, round == 0);
+		ck_assert_uint_eq(bitmap[1], 0);
+	}
+	memset(bitmap, 0, sizeof(bitmap));
+	mem_dirty_collect(mem, bitmap);
+	ck_assert_uint_eq(bitmap[0], 0);
+	mem_dirty_stop(mem);
+	kvm_vcpu_ops.destroy(v);
+}
+
+START_TEST(dirty_by_bitmap)
+{
+	dirty_pages();
+}
+END_TEST
+
+START_TEST(dirty_by_ring)
+{
+	const struct kvm_config config = { .mem = mem, .cpus = 1, .dirty_ring = 1024 };
+
+	kvm_vm_destroy(vm);
+	ck_assert_msg(kvm_vm_create(&config, &vm, &err) == 0, "%s", err.message);
+	dirty_pages();
+}
+END_TEST
+
 START_TEST(doorbells)
 {
 	/* mov byte [0x0], al with DS base at 0xd0000000: an ioeventfd answers; then out 0x43,al */
@@ -407,6 +470,9 @@ int main(void)
 	tcase_add_test(tc, access_ends_before_kick);
 	tcase_add_test(tc, kicks_are_not_lost);
 	tcase_add_test(tc, pic_vector);
+	tcase_add_test(tc, single_steps);
+	tcase_add_test(tc, dirty_by_bitmap);
+	tcase_add_test(tc, dirty_by_ring);
 	tcase_add_test(tc, doorbells);
 	tcase_add_test(tc, model_is_what_kvm_can);
 	tcase_add_test(tc, too_many_vcpus);
