@@ -581,10 +581,14 @@ int main(int argc, char **argv)
 		if (++failures >= 200 || !keep_going)
 			break;
 	}
-	printf("%llu programs, seed %llu: %llu differ; %llu runs, %llu ended in an exception; %llu blocks translated, entered %llu times\n",
+	const struct engine_stats *stats = t->sides[1].engine->stats;
+
+	printf("%llu programs, seed %llu: %llu differ; %llu runs, %llu ended in an exception; %llu blocks and %llu regions translated, "
+	       "entered %llu times, %llu operands in another slot\n",
 		(unsigned long long)count, (unsigned long long)seed, (unsigned long long)failures, (unsigned long long)ended,
-		(unsigned long long)faults, (unsigned long long)t->sides[1].engine->stats->blocks_translated,
-		(unsigned long long)t->sides[1].engine->stats->code_entries);
+		(unsigned long long)faults, (unsigned long long)stats->blocks_translated,
+		(unsigned long long)stats->regions_translated, (unsigned long long)stats->code_entries,
+		(unsigned long long)stats->exits_miss);
 	engine_destroy(t->sides[0].engine);
 	engine_destroy(t->sides[1].engine);
 	return failures ? 1 : 0;
