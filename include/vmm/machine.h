@@ -19,6 +19,8 @@ struct machine;
 #define MACHINE_CPU_MAX 64
 
 enum machine_backend { MACHINE_BACKEND_AUTO, MACHINE_BACKEND_SOFT, MACHINE_BACKEND_KVM };
+/* What a flush of translations drops of the translator's shadow: what has changed, or all. */
+enum machine_shadow { MACHINE_SHADOW_UNSYNC, MACHINE_SHADOW_VTLB };
 enum machine_engine { MACHINE_ENGINE_AUTO, MACHINE_ENGINE_INTERP, MACHINE_ENGINE_TRANSLATE, MACHINE_ENGINE_SLOTS, MACHINE_ENGINE_LOCKSTEP };
 enum machine_reboot { MACHINE_REBOOT_RESET, MACHINE_REBOOT_EXIT };
 enum machine_console { MACHINE_CONSOLE_STDIO, MACHINE_CONSOLE_FILE, MACHINE_CONSOLE_PTY, MACHINE_CONSOLE_NONE };
@@ -52,6 +54,7 @@ struct machine_net {
 struct machine_config {
 	enum machine_backend backend;
 	enum machine_engine engine;
+	enum machine_shadow shadow;
 	unsigned cpus;
 	uint64_t memory; /* bytes, a multiple of 4 KiB */
 	bool smap;	 /* --cpu common,+smap */

@@ -19,9 +19,12 @@ int soft_vm_create(struct guest_mem *mem, struct event_loop *loop, const char *p
 /* All vcpus are destroyed before. */
 void soft_vm_destroy(struct soft_vm *vm);
 
-/* Starts the process of vcpu `index` with the given model and engine; *self goes to vcpu_create() with soft_vcpu_ops. */
-int soft_vcpu_create(struct soft_vm *vm, unsigned index, const struct cpu_model *model, enum vcpu_engine engine, uint32_t trace,
-	void **self, struct error *err);
+/*
+ * Starts the process of vcpu `index` with the given model, engine and policy of its shadow; *self goes to vcpu_create() with
+ * soft_vcpu_ops.
+ */
+int soft_vcpu_create(struct soft_vm *vm, unsigned index, const struct cpu_model *model, enum vcpu_engine engine,
+	enum vcpu_shadow shadow, uint32_t trace, void **self, struct error *err);
 extern const struct vcpu_backend soft_vcpu_ops;
 
 /* An APIC message from IOAPIC, MSI or another vcpu: routed by the vcpus' LDR/DFR/ID, posted. Any thread.

@@ -88,6 +88,7 @@ struct vcpu_block {
 	struct cpu_model model;
 	struct ram_layout ram; /* later changed only in the VMM's turn, with VCPU_EVENT_LAYOUT */
 	uint32_t engine; /* enum vcpu_engine */
+	uint32_t shadow; /* enum vcpu_shadow */
 	uint32_t trace;	 /* bits of --trace the engine honours */
 
 	/* The hand-over (any time, futex). */
@@ -132,6 +133,9 @@ struct vcpu_block {
 /* SLOTS: the interpreter, but its loads and stores go through the shadow that translated code uses; for debugging that one.
  * LOCKSTEP: the translator, each block compared with the interpreter. */
 enum vcpu_engine { VCPU_ENGINE_INTERP, VCPU_ENGINE_TRANSLATE, VCPU_ENGINE_SLOTS, VCPU_ENGINE_LOCKSTEP };
+
+/* What a flush of translations drops of the translator's shadow (docs/shadow.md): what has changed, or all. */
+enum vcpu_shadow { VCPU_SHADOW_UNSYNC, VCPU_SHADOW_VTLB };
 
 /* A doorbell: a write of `size` bytes at gpa is answered by 1 written to the eventfd in the same slot. */
 struct notify_slot {

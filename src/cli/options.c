@@ -38,6 +38,7 @@ static const struct choice backends[] = {{"auto", MACHINE_BACKEND_AUTO}, {"soft"
 static const struct choice engines[] = {{"auto", MACHINE_ENGINE_AUTO}, {"interp", MACHINE_ENGINE_INTERP},
 	{"translate", MACHINE_ENGINE_TRANSLATE}, {"slots", MACHINE_ENGINE_SLOTS},
 	{"lockstep", MACHINE_ENGINE_LOCKSTEP}, {NULL, 0}};
+static const struct choice shadows[] = {{"unsync", MACHINE_SHADOW_UNSYNC}, {"vtlb", MACHINE_SHADOW_VTLB}, {NULL, 0}};
 static const struct choice reboots[] = {{"reset", MACHINE_REBOOT_RESET}, {"exit", MACHINE_REBOOT_EXIT}, {NULL, 0}};
 static const struct choice switches[] = {{"off", false}, {"on", true}, {NULL, 0}};
 static const struct choice triple_faults[] = {{"auto", MACHINE_TRIPLE_AUTO}, {"reset", MACHINE_TRIPLE_RESET},
@@ -378,13 +379,13 @@ bad:
 }
 
 enum option {
-	OPT_BACKEND, OPT_ENGINE, OPT_CPUS, OPT_CPU, OPT_MEMORY, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_FIRMWARE,
+	OPT_BACKEND, OPT_ENGINE, OPT_SHADOW, OPT_CPUS, OPT_CPU, OPT_MEMORY, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_FIRMWARE,
 	OPT_FIRMWARE_VARS, OPT_FIRMWARE_LOG, OPT_BOOT_ORDER, OPT_BOOT_MENU, OPT_ON_TRIPLE_FAULT, OPT_PIN, OPT_HUGEPAGES,
 	OPT_PREALLOC, OPT_MOVE, OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
 };
 
 static const struct choice options[] = {
-	{"backend", OPT_BACKEND}, {"engine", OPT_ENGINE}, {"cpus", OPT_CPUS}, {"cpu", OPT_CPU},
+	{"backend", OPT_BACKEND}, {"engine", OPT_ENGINE}, {"shadow", OPT_SHADOW}, {"cpus", OPT_CPUS}, {"cpu", OPT_CPU},
 	{"memory", OPT_MEMORY}, {"kernel", OPT_KERNEL}, {"initrd", OPT_INITRD}, {"append", OPT_APPEND},
 	{"firmware-vars", OPT_FIRMWARE_VARS}, {"firmware-log", OPT_FIRMWARE_LOG}, {"boot-order", OPT_BOOT_ORDER},
 	{"boot-menu", OPT_BOOT_MENU}, {"on-triple-fault", OPT_ON_TRIPLE_FAULT},
@@ -422,8 +423,13 @@ static int option_apply(struct cli_request *request, int option, const char *nam
 		return 0;
 	case OPT_ENGINE:
 		if (choice_find(engines, value, &choice))
-			return error_set(err, -EINVAL, "--engine is auto, interp, slots or translate.");
+			return error_set(err, -EINVAL, "--engine is auto, interp, slots, translate or lockstep.");
 		config->engine = (enum machine_engine)choice;
+		return 0;
+	case OPT_SHADOW:
+		if (choice_find(shadows, value, &choice))
+			return error_set(err, -EINVAL, "--shadow is unsync or vtlb.");
+		config->shadow = (enum machine_shadow)choice;
 		return 0;
 	case OPT_ON_REBOOT:
 		if (choice_find(reboots, value, &choice))

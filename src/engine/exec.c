@@ -587,7 +587,7 @@ static void create_shadow(struct engine *e)
 	if (deltas == MAP_FAILED)
 		return;
 	e->deltas = deltas;
-	if (!shadow_create(e, e->env.ram_fd, SHADOW_UNSYNC, e->deltas))
+	if (!shadow_create(e, e->env.ram_fd, e->block->shadow == VCPU_SHADOW_VTLB ? SHADOW_VTLB : SHADOW_UNSYNC, e->deltas))
 		e->through_shadow = e->block->engine == VCPU_ENGINE_SLOTS;
 }
 

@@ -178,6 +178,11 @@ static int backend_choose(struct machine *m, bool *kvm, struct error *err)
 	return 0;
 }
 
+static enum vcpu_shadow shadow_of(enum machine_shadow shadow)
+{
+	return shadow == MACHINE_SHADOW_VTLB ? VCPU_SHADOW_VTLB : VCPU_SHADOW_UNSYNC;
+}
+
 static enum vcpu_engine engine_of(enum machine_engine engine)
 {
 	switch (engine) {
@@ -208,7 +213,7 @@ static void helper_create_work(void *ctx)
 
 	model.apic_id = r->index;
 	pthread_mutex_lock(&m->device_lock);
-	r->rc = soft_vcpu_create(m->soft, r->index, &model, m->config->hugepages ? VCPU_ENGINE_INTERP : engine_of(m->config->engine),
+	r->rc = soft_vcpu_create(m->soft, r->index, &model, m->config->hugepages ? VCPU_ENGINE_INTERP : engine_of(m->config->engine), shadow_of(m->config->shadow),
 		0, &m->helpers[r->index], r->err);
 	pthread_mutex_unlock(&m->device_lock);
 	sem_post(&r->done);
@@ -279,7 +284,7 @@ static int vcpus_create(struct machine *m, struct error *err)
 		if (m->kvm)
 			rc = kvm_vcpu_create(m->kvm, i, &model, &self, err);
 		else
-			rc = soft_vcpu_create(m->soft, i, &model, engine, 0, &self, err);
+			rc = soft_vcpu_create(m->soft, i, &model, engine, shadow_of(m->config->shadow), 0, &self, err);
 		if (rc)
 			break;
 		rc = vcpu_create(i, ops, self, &host, &m->vcpus[i], err);

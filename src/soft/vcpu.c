@@ -281,8 +281,8 @@ static int create_block(struct soft_vcpu *v)
 	return 0;
 }
 
-int soft_vcpu_create(struct soft_vm *vm, unsigned index, const struct cpu_model *model, enum vcpu_engine engine, uint32_t trace,
-	void **self, struct error *err)
+int soft_vcpu_create(struct soft_vm *vm, unsigned index, const struct cpu_model *model, enum vcpu_engine engine,
+	enum vcpu_shadow shadow, uint32_t trace, void **self, struct error *err)
 {
 	struct soft_vcpu *v;
 	int rc;
@@ -309,6 +309,7 @@ int soft_vcpu_create(struct soft_vm *vm, unsigned index, const struct cpu_model 
 	v->block->ram = vm->mem->layout;
 	v->block->ram.file_size = vm->mem->file_size;
 	v->block->engine = engine;
+	v->block->shadow = shadow;
 	v->block->trace = trace;
 	cpu_reset(&v->block->cpu, index == 0);
 	cpu_lapic_reset(&v->block->lapic, index, index == 0);

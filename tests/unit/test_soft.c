@@ -125,7 +125,7 @@ static struct soft_vcpu *create(unsigned index, uint32_t act)
 	void *self;
 
 	ck_assert_int_eq(cpu_model_create("common", 4, &model, &err), 0);
-	ck_assert_msg(soft_vcpu_create(vm, index, &model, VCPU_ENGINE_INTERP, act, &self, &err) == 0, "%s", err.message);
+	ck_assert_msg(soft_vcpu_create(vm, index, &model, VCPU_ENGINE_INTERP, VCPU_SHADOW_UNSYNC, act, &self, &err) == 0, "%s", err.message);
 	return self;
 }
 
