@@ -222,6 +222,9 @@ int boot_load(const struct boot_request *request, struct guest_mem *mem, struct 
 		path = request->firmware ? request->firmware : BOOT_FIRMWARE_DEFAULT;
 	memset(result, 0, sizeof(*result));
 	code = image_open(&c.image, path, firmware ? "firmware" : "kernel", err);
+	if (code == -ENOENT && firmware && (!strcmp(path, BOOT_FIRMWARE_DEFAULT) || !strcmp(path, BOOT_FIRMWARE_UEFI)))
+		return error_set(err, code, "the firmware %s is missing; Debian's package %s has it, or name another by --firmware",
+			path, strcmp(path, BOOT_FIRMWARE_UEFI) ? "seabios" : "ovmf");
 	if (code < 0)
 		return code;
 	cpu_reset(bsp, true);

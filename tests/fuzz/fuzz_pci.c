@@ -19,6 +19,13 @@ static void one_access(struct bus *bus, struct byte_reader *r)
 	unsigned size = 1u << (bytes_get8(r) & 3);
 	uint64_t addr = bytes_get32(r), value = bytes_get32(r) * 0x100000001ull;
 
+	if (kind & 0x80) { /* what only firmware writes: shadow RAM's registers, and the RAM behind the ROM */
+		if (kind & 0x40)
+			bus_access(bus, BUS_MMIO, 0xc0000 + (addr & 0x3ffff), size, kind & 1, &value);
+		else
+			bus_access(bus, BUS_MMIO, GPA_ECAM + 0x60 + (addr & 0x3f), size, true, &value);
+		return;
+	}
 	switch (kind >> 1 & 3) {
 	case 0: bus_access(bus, BUS_PIO, 0xcf8 + (addr & 7), size > 4 ? 4 : size, kind & 1, &value); break;
 	case 1: bus_access(bus, BUS_MMIO, GPA_ECAM + (addr & 0xffff), size, kind & 1, &value); break;
@@ -45,6 +52,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		virtio_rng_create(mem, &dev, NULL) || virtio_pci_create(pci, 0, NULL, dev, &vpci, NULL))
 		abort();
 	pci_bus_assign(pci, irqs, NULL);
+	if (pci_host_set_shadow(pci, mem, 0, 0x20000))
+		abort();
 	while (r.pos < size)
 		one_access(bus, &r);
 	pci_bus_reset(pci);
