@@ -283,17 +283,21 @@ static bool note_ip(struct frame *frame)
 	return true;
 }
 
-/* STI holds the interrupt until the instruction behind it, which leaves the guest, is done. */
+/*
+ * STI holds the interrupt until the instruction behind it, which leaves the guest, is done. (TCG as a host forgets the shadow when
+ * an interrupt of its own comes right behind STI.)
+ */
 static void shadows(void)
 {
-	extern char after_read[];
+	extern char at_read[], after_read[];
+	bool trusted = !(under_kvm() && under_tcg());
 
 	trap_hook = note_ip;
 	for (unsigned round = 0; round < ROUNDS / 2; round++) {
 		shadow_ip = 0;
 		self(0x50);
-		asm volatile("mov %0, %%edx\n\tsti\n\tinb %%dx, %%al\nafter_read:\tnop\n\tcli" : : "i"(PORT) : "eax", "edx", "memory");
-		CHECK(shadow_ip == (word)after_read);
+		asm volatile("mov %0, %%edx\n\tsti\nat_read:\tinb %%dx, %%al\nafter_read:\tnop\n\tcli" : : "i"(PORT) : "eax", "edx", "memory");
+		CHECK(shadow_ip == (word)after_read || (!trusted && shadow_ip == (word)at_read));
 	}
 	trap_hook = NULL;
 	say("state: interrupt shadow ok");
