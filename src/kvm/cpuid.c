@@ -175,18 +175,15 @@ static void add_host(struct kvm_vcpu *v, struct kvm_cpuid2 *set)
 /* IA32_ARCH_CAPABILITIES: of what the model says, what is true of this processor. */
 static void set_arch_capabilities(struct kvm_vcpu *v)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} list = { .head = { .nmsrs = 1 }, .entry = { .index = MSR_ARCH_CAPABILITIES } };
+	uint64_t value = 0;
 
 	if (!v->vm->config.host_cpu && !cpu_model_has(&v->model, CPU_FEATURE_ARCH_CAPABILITIES))
 		return;
-	if (kvm_ioctl_ptr(v->vm->kvm_fd, KVM_GET_MSRS, &list.head) != 1)
+	if (!kvm_msr(v->vm->kvm_fd, KVM_GET_MSRS, MSR_ARCH_CAPABILITIES, &value))
 		return;
 	if (!v->vm->config.host_cpu)
-		list.entry.data &= cpu_arch_capabilities(&v->model);
-	kvm_ioctl_ptr(v->fd, KVM_SET_MSRS, &list.head);
+		value &= cpu_arch_capabilities(&v->model);
+	kvm_msr(v->fd, KVM_SET_MSRS, MSR_ARCH_CAPABILITIES, &value);
 }
 
 int kvm_set_cpuid(struct kvm_vcpu *v, struct error *err)

@@ -18,6 +18,12 @@
 
 struct kvm_vcpu;
 
+/* A list of MSRs with its space; the structure itself ends in an array without size. */
+union msr_space {
+	struct kvm_msrs head;
+	uint8_t space[sizeof(struct kvm_msrs) + KVM_MSR_MAX * sizeof(struct kvm_msr_entry)];
+};
+
 struct kvm_notify {
 	int eventfd;
 	uint64_t gpa; /* 0: not registered */
@@ -116,6 +122,8 @@ int kvm_memory_set_slot(struct kvm_vm *vm, unsigned slot, const struct ram_range
 int kvm_memory_changed(struct kvm_vm *vm, struct error *err);
 /* Makes KVM forget what it has derived from guest memory: page tables have been written behind its back. No vcpu in KVM_RUN. */
 int kvm_memory_renew(struct kvm_vm *vm);
+/* One MSR of a vcpu, or of the system if fd is /dev/kvm's: KVM_GET_MSRS or KVM_SET_MSRS. False: KVM refuses. */
+bool kvm_msr(int fd, unsigned long request, uint32_t index, uint64_t *value);
 int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
 #define kvm_ioctl_ptr(fd, request, pointer) kvm_ioctl((fd), (request), (unsigned long)(uintptr_t)(pointer))
 

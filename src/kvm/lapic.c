@@ -62,19 +62,6 @@ static uint64_t tick_ns(const struct kvm_vcpu *v, uint32_t divide)
 	return (uint64_t)v->vm->lapic_tick_ns << ((code + 1) & 7);
 }
 
-static bool one_msr(struct kvm_vcpu *v, unsigned long request, uint32_t index, uint64_t *value)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} list = { .head = { .nmsrs = 1 }, .entry = { .index = index, .data = *value } };
-
-	if (kvm_ioctl_ptr(v->fd, request, &list.head) != 1)
-		return false;
-	*value = list.entry.data;
-	return true;
-}
-
 static bool is_x2apic(const struct lapic_state *l)
 {
 	return l->apic_base & BASE_X2APIC;
@@ -86,7 +73,7 @@ int kvm_lapic_get(struct kvm_vcpu *v, struct lapic_state *l)
 	uint32_t current;
 
 	memset(l, 0, sizeof(*l));
-	if (kvm_ioctl_ptr(v->fd, KVM_GET_LAPIC, &k) < 0 || !one_msr(v, KVM_GET_MSRS, MSR_APIC_BASE, &l->apic_base))
+	if (kvm_ioctl_ptr(v->fd, KVM_GET_LAPIC, &k) < 0 || !kvm_msr(v->fd, KVM_GET_MSRS, MSR_APIC_BASE, &l->apic_base))
 		return kvm_fail(v, "to give the local APIC");
 	l->id = v->index;
 	l->ldr = get(&k, REG_LDR);
@@ -105,7 +92,7 @@ int kvm_lapic_get(struct kvm_vcpu *v, struct lapic_state *l)
 	get_bits(&k, REG_TMR, l->tmr);
 	get_bits(&k, REG_IRR, l->irr);
 	if ((l->lvt[LVT_TIMER] & TIMER_MODE) == TIMER_TSC_DEADLINE) {
-		one_msr(v, KVM_GET_MSRS, MSR_TSC_DEADLINE, &l->tsc_deadline);
+		kvm_msr(v->fd, KVM_GET_MSRS, MSR_TSC_DEADLINE, &l->tsc_deadline);
 		return 0;
 	}
 	/* Between its end and the interrupt a periodic count reads as 0. KVM has a least period: the count can be above its start. */
@@ -139,11 +126,11 @@ int kvm_lapic_set(struct kvm_vcpu *v, const struct lapic_state *l)
 	struct kvm_lapic_state k;
 
 	/* KVM knows the steps of hardware only: out of x2APIC mode goes through "disabled". */
-	if (one_msr(v, KVM_GET_MSRS, MSR_APIC_BASE, &was) && was & BASE_X2APIC && !is_x2apic(l)) {
+	if (kvm_msr(v->fd, KVM_GET_MSRS, MSR_APIC_BASE, &was) && was & BASE_X2APIC && !is_x2apic(l)) {
 		was &= ~0xc00ull;
-		one_msr(v, KVM_SET_MSRS, MSR_APIC_BASE, &was);
+		kvm_msr(v->fd, KVM_SET_MSRS, MSR_APIC_BASE, &was);
 	}
-	if (!one_msr(v, KVM_SET_MSRS, MSR_APIC_BASE, &base))
+	if (!kvm_msr(v->fd, KVM_SET_MSRS, MSR_APIC_BASE, &base))
 		return kvm_fail(v, "the local APIC's base");
 	if (kvm_ioctl_ptr(v->fd, KVM_GET_LAPIC, &k) < 0)
 		return kvm_fail(v, "to give the local APIC");
@@ -168,6 +155,6 @@ int kvm_lapic_set(struct kvm_vcpu *v, const struct lapic_state *l)
 	if (kvm_ioctl_ptr(v->fd, KVM_SET_LAPIC, &k) < 0)
 		return kvm_fail(v, "the local APIC's registers");
 	if (deadline)
-		one_msr(v, KVM_SET_MSRS, MSR_TSC_DEADLINE, &tsc);
+		kvm_msr(v->fd, KVM_SET_MSRS, MSR_TSC_DEADLINE, &tsc);
 	return 0;
 }

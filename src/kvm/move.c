@@ -147,13 +147,15 @@ void kvm_transit_end(struct kvm_vcpu *v)
 static int run_signalled(struct kvm_vcpu *v)
 {
 	const struct timespec now = { 0, 0 };
-	struct {
+	const uint64_t all_but_kick = ~(1ull << (KICK_SIGNAL - 1));
+	union {
 		struct kvm_signal_mask head;
-		uint64_t set;
-	} __attribute__((packed)) mask = { .head.len = 8, .set = ~(1ull << (KICK_SIGNAL - 1)) };
+		uint8_t space[sizeof(struct kvm_signal_mask) + sizeof(all_but_kick)];
+	} mask = { .head = { .len = sizeof(all_but_kick) } };
 	sigset_t kick, old;
 	int rc;
 
+	memcpy(mask.head.sigset, &all_but_kick, sizeof(all_but_kick));
 	sigemptyset(&kick);
 	sigaddset(&kick, KICK_SIGNAL);
 	pthread_sigmask(SIG_BLOCK, &kick, &old);

@@ -73,32 +73,27 @@ static uint64_t *msr_field(struct cpu_state *s, unsigned n, uint32_t *index)
 	return NULL;
 }
 
-struct msr_list {
-	struct kvm_msrs head;
-	struct kvm_msr_entry entries[KVM_MSR_MAX];
-};
-
 /*
  * All in one call; where KVM does not know one it stops there, and the rest is tried again. What it does not know stays as it
  * is when reading, and must be zero or without a function (the model does not offer it) when writing.
  */
 static void get_msrs(struct kvm_vcpu *v, struct cpu_state *s)
 {
-	struct msr_list list;
+	union msr_space list;
 	unsigned first = 0, count;
 
 	for (;;) {
 		int got;
 
 		memset(&list, 0, sizeof(list));
-		for (count = 0; msr_field(s, first + count, &list.entries[count].index); count++)
+		for (count = 0; msr_field(s, first + count, &list.head.entries[count].index); count++)
 			;
 		list.head.nmsrs = count;
 		if (!count)
 			return;
 		got = kvm_ioctl_ptr(v->fd, KVM_GET_MSRS, &list.head);
 		for (int i = 0; i < got; i++)
-			*msr_field(s, first + (unsigned)i, &list.entries[i].index) = list.entries[i].data;
+			*msr_field(s, first + (unsigned)i, &list.head.entries[i].index) = list.head.entries[i].data;
 		first += (got < 0 ? 0 : (unsigned)got) + 1;
 		if (got == (int)count)
 			return;
@@ -112,18 +107,18 @@ static void get_msrs(struct kvm_vcpu *v, struct cpu_state *s)
 static void set_msrs(struct kvm_vcpu *v, const struct cpu_state *state)
 {
 	struct cpu_state wanted = *state, now = *state;
-	struct msr_list list;
+	union msr_space list;
 	unsigned count = 0;
 
 	memset(&list, 0, sizeof(list));
 	get_msrs(v, &now);
 	for (unsigned n = 0; n < KVM_MSR_MAX; n++) {
-		const uint64_t *field = msr_field(&wanted, n, &list.entries[count].index);
+		const uint64_t *field = msr_field(&wanted, n, &list.head.entries[count].index);
 
 		if (!field)
 			break;
-		if (*field != *msr_field(&now, n, &list.entries[count].index))
-			list.entries[count++].data = *field;
+		if (*field != *msr_field(&now, n, &list.head.entries[count].index))
+			list.head.entries[count++].data = *field;
 	}
 	for (unsigned first = 0; first < count;) {
 		int done;
@@ -133,7 +128,8 @@ static void set_msrs(struct kvm_vcpu *v, const struct cpu_state *state)
 		done = done < 0 ? 0 : done;
 		first += (unsigned)done + 1;
 		if (first < count)
-			memmove(list.entries, list.entries + done + 1, (count - first) * sizeof(list.entries[0]));
+			memmove(list.head.entries, list.head.entries + done + 1,
+				(count - first) * sizeof(list.head.entries[0]));
 	}
 }
 
@@ -148,24 +144,23 @@ static bool tsc_attr(struct kvm_vcpu *v, unsigned long request, uint64_t *offset
 
 static void get_tsc(struct kvm_vcpu *v, struct cpu_state *s)
 {
-	struct msr_list list = { .head = { .nmsrs = 1 }, .entries = { { .index = MSR_TSC } } };
+	uint64_t now = 0;
 
 	if (tsc_attr(v, KVM_GET_DEVICE_ATTR, &s->tsc_offset))
 		return;
 	/* Linux before 5.16: as near as two readings come. */
-	if (kvm_ioctl_ptr(v->fd, KVM_GET_MSRS, &list.head) == 1)
-		s->tsc_offset = list.entries[0].data - __rdtsc();
+	if (kvm_msr(v->fd, KVM_GET_MSRS, MSR_TSC, &now))
+		s->tsc_offset = now - __rdtsc();
 }
 
 static void set_tsc(struct kvm_vcpu *v, const struct cpu_state *s)
 {
-	struct msr_list list = { .head = { .nmsrs = 1 }, .entries = { { .index = MSR_TSC } } };
-	uint64_t offset = s->tsc_offset;
+	uint64_t now, offset = s->tsc_offset;
 
 	if (tsc_attr(v, KVM_SET_DEVICE_ATTR, &offset))
 		return;
-	list.entries[0].data = __rdtsc() + offset;
-	kvm_ioctl_ptr(v->fd, KVM_SET_MSRS, &list.head);
+	now = __rdtsc() + offset;
+	kvm_msr(v->fd, KVM_SET_MSRS, MSR_TSC, &now);
 }
 
 /* --- segments and special registers --- */

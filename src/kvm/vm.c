@@ -41,6 +41,20 @@ int kvm_ioctl(int fd, unsigned long request, unsigned long argument)
 	return rc < 0 ? -errno : rc;
 }
 
+bool kvm_msr(int fd, unsigned long request, uint32_t index, uint64_t *value)
+{
+	union msr_space list;
+
+	memset(&list, 0, sizeof(list));
+	list.head.nmsrs = 1;
+	list.head.entries[0].index = index;
+	list.head.entries[0].data = *value;
+	if (kvm_ioctl_ptr(fd, request, &list.head) != 1)
+		return false;
+	*value = list.head.entries[0].data;
+	return true;
+}
+
 static void on_kick(int sig)
 {
 }
@@ -290,9 +304,9 @@ void kvm_ipi(struct kvm_vm *vm, unsigned from, uint32_t dest, uint32_t icr_low)
 
 void kvm_set_eoi_exit(struct kvm_vm *vm, const uint64_t bitmap[4])
 {
-	struct {
+	union {
 		struct kvm_irq_routing head;
-		struct kvm_irq_routing_entry entries[IOAPIC_ROUTES];
+		uint8_t space[sizeof(struct kvm_irq_routing) + IOAPIC_ROUTES * sizeof(struct kvm_irq_routing_entry)];
 	} table;
 	unsigned count = 0;
 
@@ -300,9 +314,9 @@ void kvm_set_eoi_exit(struct kvm_vm *vm, const uint64_t bitmap[4])
 	for (unsigned vector = 0; vector < 256 && count < IOAPIC_ROUTES; vector++) {
 		if (!(bitmap[vector / 64] >> (vector % 64) & 1))
 			continue;
-		table.entries[count] = (struct kvm_irq_routing_entry){ .gsi = count, .type = KVM_IRQ_ROUTING_MSI };
-		table.entries[count].u.msi.address_lo = (uint32_t)GPA_LAPIC | 0xffu << 12;
-		table.entries[count].u.msi.data = 1u << 15 | 1u << 14 | vector;
+		table.head.entries[count] = (struct kvm_irq_routing_entry){ .gsi = count, .type = KVM_IRQ_ROUTING_MSI };
+		table.head.entries[count].u.msi.address_lo = (uint32_t)GPA_LAPIC | 0xffu << 12;
+		table.head.entries[count].u.msi.data = 1u << 15 | 1u << 14 | vector;
 		count++;
 	}
 	table.head.nr = count;
