@@ -289,6 +289,8 @@ static bool take_events(struct engine *e)
 	uint32_t events = atomic_exchange(&e->block->events, 0);
 
 	if (events & VCPU_EVENT_LAYOUT) {
+		if (e->lockstep)
+			lockstep_layout_changed(e);
 		shadow_layout_changed(e);
 		mmu_flush_all(e);
 	}

@@ -356,6 +356,11 @@ static void stop(struct engine *e, unsigned done, const struct difference *d)
 
 /* --- before and after --- */
 
+void lockstep_layout_changed(struct engine *e)
+{
+	e->lockstep->block->ram = e->block->ram; /* its TLB follows e's flush */
+}
+
 void lockstep_before(struct engine *e, const struct insn *insns, unsigned count)
 {
 	struct lockstep *l = e->lockstep;
