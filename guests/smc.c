@@ -119,7 +119,7 @@ static void other_mapping(void)
 	for (unsigned i = 0; i < 20; i++) {
 		tables[2][1] = (word)code[1 + (i & 1)] | 7;
 		asm volatile("invlpg (%0)" : : "r"(WINDOW + 0x1000) : "memory");
-		CHECK(call(alias + 4096 - 3) == (i & 1 ? 0x22221111 : 0x11111111));
+		CHECK_NOT_BOCHS(call(alias + 4096 - 3) == (i & 1 ? 0x22221111 : 0x11111111));
 	}
 	say("smc: other mappings ok");
 }

@@ -129,11 +129,13 @@ void check_failed(unsigned number, const char *text, int line) __attribute__((no
 
 /*
  * Where the manuals are not kept: CHECK_REAL skips a check that QEMU's TCG is known to fail, also when a KVM runs on it that
- * runs us (then "tcg" is on the command line); CHECK_NOT_KVM one that Linux's KVM fails on any processor ("kvm").
+ * runs us (then "tcg" is on the command line); CHECK_NOT_KVM one that Linux's KVM fails on any processor ("kvm"), CHECK_NOT_BOCHS one that Bochs fails ("bochs").
  */
 bool under_tcg(void);
 bool under_kvm(void);
+bool under_bochs(void); /* of its failings there are two */
 #define CHECK_REAL(condition) check_at(__COUNTER__ + 1, under_tcg() || (condition), #condition, __LINE__)
+#define CHECK_NOT_BOCHS(condition) check_at(__COUNTER__ + 1, under_bochs() || (condition), #condition, __LINE__)
 #define CHECK_NOT_KVM(condition) check_at(__COUNTER__ + 1, under_kvm() || (condition), #condition, __LINE__)
 
 /* Numbered by occurrence in the file, from 1. */

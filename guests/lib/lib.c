@@ -16,7 +16,7 @@ static uint8_t kernel_stack[8192] __attribute__((aligned(16)));
 static uint8_t fault_stack[4096] __attribute__((aligned(16)));
 static volatile bool user_active;
 extern uint32_t boot_magic, boot_info;
-static bool told_tcg, told_kvm;
+static bool told_tcg, told_kvm, told_bochs;
 
 #ifdef __x86_64__
 static struct { uint64_t low, high; } idt[256] __attribute__((aligned(16)));
@@ -260,6 +260,7 @@ static void find_surroundings(void)
 
 	told_tcg = is_told("tcg") || (r.ebx == 0x54474354 && r.ecx == 0x43544743); /* "TCGTCGTC" */
 	told_kvm = is_told("kvm");
+	told_bochs = is_told("bochs");
 }
 
 bool under_tcg(void)
@@ -270,6 +271,11 @@ bool under_tcg(void)
 bool under_kvm(void)
 {
 	return told_kvm;
+}
+
+bool under_bochs(void)
+{
+	return told_bochs;
 }
 
 void lib_init(void)
