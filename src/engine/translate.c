@@ -233,10 +233,11 @@ void tx_emit_block(struct tx *x, const struct block *b)
 {
 	x->holds[0] = x->holds[1] = -1;
 	x->drift[0] = x->drift[1] = 0;
-	x->ended = false;
+	x->ended = x->gated87 = false;
 	for (x->n = 0; x->n < x->count && !x->ended; x->n++) {
 		struct tx_insn *i = &x->insn[x->n];
 		struct tx_facts facts = x->facts;
+		bool gated87 = x->gated87;
 		uint8_t *before = x->m.p;
 		uint32_t stubs = x->stub_count;
 		uint32_t maps = x->t->map_used;
@@ -248,6 +249,7 @@ void tx_emit_block(struct tx *x, const struct block *b)
 			x->m.p = before;
 			x->stub_count = stubs;
 			x->facts = facts;
+			x->gated87 = gated87;
 			x->t->map_used = maps + 1;
 			tx_interp(x, i->offset);
 			break;

@@ -37,6 +37,7 @@
 #define POLL_LOAD_SIZE 8	    /* bytes of the instruction by which a poll faults */
 #define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
+#define X87_CLOSED (GATE_CLOSED + 4096)
 #define CODE_SIZE (32u << 20)
 #define TB_MAX (1u << 17)
 #define SITE_MAX (1u << 19)
@@ -90,6 +91,8 @@ struct hot {
 	uint64_t leave_now;  /* where the fixed code leaves for the code that runs */
 	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
 	uint64_t fp_loaded; /* the guest's vector state is in the host's registers */
+	uint64_t x87_gate;  /* likewise, if the x87 state is there too */
+	uint64_t fp_mask;   /* the components that are */
 	/* The jump cache (code_cache.c): by the low bits of RIP + salt, a thunk or the way out; and the thunk's page. */
 	uint64_t jumps[JUMPS];
 	struct code_page pages[JUMPS];
@@ -169,7 +172,8 @@ struct translator {
 	bool interp_next;     /* the next instruction is the interpreter's */
 	bool faulted;
 	bool code32; /* the code that runs is 32-bit code */
-	unsigned fp_warm; /* entries that still load the vector state in advance */
+	unsigned fp_warm;  /* entries that still load the vector state in advance */
+	unsigned x87_warm; /* and the x87 state with it */
 	uint64_t fault_hva;
 	uint64_t fault_pc;
 	bool fault_write;
@@ -246,6 +250,7 @@ struct tx_insn {
 	bool high, vector;
 };
 
+struct native_op;
 enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP };
 /* Code that stands behind the block. */
 struct tx_stub {
@@ -342,6 +347,7 @@ struct tx {
 	int holds[2];
 	int64_t drift[2];
 	int last;   /* the scratch register used last: 0 S1, 1 S2 */
+	bool gated87; /* the x87 state has been asked for in this block */
 	bool ended, failed;
 };
 
@@ -423,6 +429,9 @@ bool tx_is_nothing(ZydisMnemonic mnemonic);
 bool tx_is_jcc(const ZydisDecodedInstruction *z);
 /* The vector registers are the guest's once the gate has been passed. */
 void tx_pass_gate(struct tx *x);
+/* An x87 instruction that may be copied behind the gate. */
+bool tx_is_x87(const struct native_op *native, ZydisMnemonic mnemonic);
+void tx_pass_x87(struct tx *x);
 
 /* --- translate_system.c --- */
 void translator_set_masks(struct translator *t);

@@ -692,6 +692,24 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_de
 	return true;
 }
 
+/* --- x87 --- */
+
+/* FLDCW may not unmask anything: the interpreter does that. With live flags it does all. */
+static bool load_control_word(struct tx *x, struct tx_insn *i)
+{
+	struct place at;
+
+	if (i->flags_live || i->memory != 0 || !operand(x, i, &i->d.op[0], &at) || !at.flat)
+		return false;
+	tx_pass_x87(x);
+	emit_flat(x);
+	emit_bytes(&x->m, "\x44\x0f\xb7", 3); /* movzwl mem, %r10d */
+	emit_modrm_mem(&x->m, S1, at.memory);
+	emit_bytes(&x->m, "\x41\xf7\xd2\x41\xf6\xc2\x3f", 7); /* not %r10d; test $0x3f, %r10b */
+	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
+	return copy(x, i);
+}
+
 /* --- all --- */
 
 /* False also for what 64-bit code has not got: the interpreter does it. */
@@ -740,6 +758,12 @@ bool tx32_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 		return false;
 	if (native && (native->flags & (NATIVE_SSE | NATIVE_AVX)) && !(native->flags & (NATIVE_X87 | NATIVE_MMX))) {
 		tx_pass_gate(x);
+		return copy(x, i);
+	}
+	if (native && i->d.insn.mnemonic == ZYDIS_MNEMONIC_FLDCW)
+		return load_control_word(x, i);
+	if (tx_is_x87(native, i->d.insn.mnemonic)) {
+		tx_pass_x87(x);
 		return copy(x, i);
 	}
 	switch (i->d.insn.mnemonic) {

@@ -695,6 +695,26 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source)
 	return true;
 }
 
+/*
+ * Behind its gate all x87 exceptions are masked and none is pending, so that none of these faults and the pointers to the last instruction
+ * are 0. What may change that, or shows the pointers, is interpreted.
+ */
+bool tx_is_x87(const struct native_op *native, ZydisMnemonic mnemonic)
+{
+	return native && (native->flags & NATIVE_X87) && !(native->flags & (NATIVE_ENV | NATIVE_LOAD_ENV | NATIVE_MMX)) &&
+	       mnemonic != ZYDIS_MNEMONIC_FLDCW;
+}
+
+void tx_pass_x87(struct tx *x)
+{
+	if (x->gated87)
+		return;
+	x->gated87 = true;
+	tx_clobber(x, SCRATCH(S1));
+	emit_load(&x->m, S1, mem_abs(&x->t->hot.x87_gate));
+	emit_load8(&x->m, S1, mem_base(S1, 0));
+}
+
 bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 {
 	const struct native_op *native = decoded->native;
@@ -706,6 +726,10 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 		if (i->written & 1u << RSP)
 			return false;
 		tx_pass_gate(x);
+		return copy(x, i);
+	}
+	if (tx_is_x87(native, i->d.insn.mnemonic)) {
+		tx_pass_x87(x);
 		return copy(x, i);
 	}
 	switch (i->d.insn.mnemonic) {

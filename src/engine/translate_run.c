@@ -12,12 +12,14 @@
 #include <ucontext.h>
 
 #include "engine/lockstep.h"
+#include "engine/native.h"
 #include "engine/operand.h"
 #include "engine/translate.h"
 
 #define FP_WARM 64
-#define XSAVE_BV_OFFSET 512
 #define XSTATE_VECTOR 6u /* SSE, AVX */
+#define XSTATE_X87 1u
+#define X87_MASKS 0x3fu /* of FCW */
 
 /* --- fixed code --- */
 
@@ -26,10 +28,12 @@ static const int saved[] = {RBX, RBP, R12, R13, R14, R15};
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 #define MOVED_32 6u /* of them, in 32-bit code */
 
-/* XRSTOR or XSAVE (0F AE /digit, REX.W) of the vector state: destroys RAX, RDX. */
+/* XRSTOR or XSAVE (0F AE /digit, REX.W) of what is to be loaded, or is: destroys RAX, RDX. */
 static void emit_xstate(struct emit *m, struct engine *e, int digit)
 {
-	emit_bytes(m, "\xb8\x06\x00\x00\x00\x31\xd2", 7); /* mov $6, %eax; xor %edx, %edx */
+	emit8(m, 0x8b); /* mov fp_mask, %eax; xor %edx, %edx */
+	emit_modrm_mem(m, RAX, mem_abs(&e->translator->hot.fp_mask));
+	emit_bytes(m, "\x31\xd2", 2);
 	emit_bytes(m, "\x48\x0f\xae", 3);
 	emit_modrm_mem(m, digit, mem_abs(e->cpu->xsave));
 }
@@ -133,12 +137,55 @@ static bool vector_usable(const struct engine *e)
 	       (c->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) && c->xcr0 == 7;
 }
 
-static void set_vector(struct engine *e, bool loaded)
+static bool has_x87_state(const struct engine *e)
+{
+	uint64_t bv;
+
+	memcpy(&bv, e->cpu->xsave + XSAVE_BV, sizeof(bv));
+	return bv & XSTATE_X87;
+}
+
+/* x87 instructions will neither fault nor leave an exception pending. */
+static bool x87_usable(const struct engine *e)
+{
+	const uint8_t *x = e->cpu->xsave;
+
+	return vector_usable(e) && (!has_x87_state(e) || ((x[0] & X87_MASKS) == X87_MASKS && !(x[XSAVE_FSW] & 0x80)));
+}
+
+/* Nothing is lost by loading and saving it: the pointers are 0. */
+static bool x87_forgettable(const struct engine *e)
+{
+	uint64_t p[3] = {0};
+
+	memcpy(p, e->cpu->xsave + XSAVE_FOP, 2);
+	memcpy(p + 1, e->cpu->xsave + XSAVE_FIP, 16);
+	return x87_usable(e) && (!has_x87_state(e) || !(p[0] | p[1] | p[2]));
+}
+
+/* The components of the XSAVE image that code shall find loaded. */
+static void set_loaded(struct engine *e, unsigned mask)
 {
 	struct translator *t = e->translator;
+	uint64_t open = (uint64_t)(uintptr_t)t->poll;
 
-	t->hot.fp_loaded = loaded;
-	t->hot.fp_gate = (uint64_t)(uintptr_t)t->poll + (loaded ? 0 : GATE_CLOSED);
+	t->hot.fp_loaded = mask != 0;
+	t->hot.fp_mask = mask;
+	t->hot.fp_gate = open + (mask ? 0 : GATE_CLOSED);
+	t->hot.x87_gate = open + (mask & XSTATE_X87 ? 0 : X87_CLOSED);
+}
+
+/* What code has asked for lately is loaded before it asks. */
+static unsigned warm_state(struct engine *e)
+{
+	struct translator *t = e->translator;
+	unsigned mask = t->fp_warm && vector_usable(e) ? XSTATE_VECTOR : 0;
+
+	t->fp_warm -= t->fp_warm != 0;
+	if (!t->x87_warm)
+		return mask;
+	t->x87_warm--;
+	return x87_forgettable(e) ? XSTATE_VECTOR | XSTATE_X87 : mask;
 }
 
 /* What code relies on; the page is that of RIP when it is entered at the start of a block. */
@@ -184,19 +231,22 @@ static void enter(struct engine *e, uint64_t pc)
 {
 	struct translator *t = e->translator;
 	void (*code)(void) = (void (*)(void))(uintptr_t)(t->execute + (t->code32 ? t->enter32 : t->enter));
-	bool vector = t->hot.fp_loaded;
+	unsigned loaded = (unsigned)t->hot.fp_mask;
 
 	t->hot.enter_pc = pc;
 	t->faulted = false;
 	e->stats->code_entries++;
 	code();
-	if (vector) {
+	if (loaded) {
 		uint64_t bv;
 
 		/* XSAVE has written the components even where they were in their initial state. */
-		memcpy(&bv, e->cpu->xsave + XSAVE_BV_OFFSET, sizeof(bv));
-		bv |= XSTATE_VECTOR;
-		memcpy(e->cpu->xsave + XSAVE_BV_OFFSET, &bv, sizeof(bv));
+		memcpy(&bv, e->cpu->xsave + XSAVE_BV, sizeof(bv));
+		bv |= loaded;
+		memcpy(e->cpu->xsave + XSAVE_BV, &bv, sizeof(bv));
+		/* The host's; the guest's are 0 as long as no exception is pending. */
+		if (loaded & XSTATE_X87)
+			memset(e->cpu->xsave + XSAVE_FOP, 0, XSAVE_MXCSR - XSAVE_FOP);
 	}
 	if (t->hot.mode_changed) {
 		t->hot.mode_changed = 0;
@@ -295,17 +345,21 @@ static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 		shadow_fill(e, (uint32_t)(c->gpr[GPR_RSP] - 4), is_write);
 }
 
-/* Vector instructions are wanted. True: go on at fault_pc, with the guest's state loaded. */
-static bool open_gate(struct engine *e)
+/* Vector or x87 instructions are wanted. True: go on at fault_pc, with the guest's state loaded. */
+static bool open_gate(struct engine *e, bool x87, unsigned *loaded)
 {
 	struct translator *t = e->translator;
 
 	e->stats->exits_vector++;
-	if (!vector_usable(e)) {
+	if (!(x87 ? x87_usable(e) : vector_usable(e))) {
 		t->interp_next = true;
 		return false;
 	}
-	t->fp_warm = FP_WARM;
+	if (x87)
+		t->x87_warm = FP_WARM;
+	else
+		t->fp_warm = FP_WARM;
+	*loaded |= XSTATE_VECTOR | (x87 ? XSTATE_X87 : 0);
 	t->hot.scratch[0] = (uint64_t)(uintptr_t)t->poll;
 	return true;
 }
@@ -328,8 +382,8 @@ static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
 			b->tb[view] = 0;
 }
 
-/* True: the fault is repaired, go on at fault_pc; *vector: with the vector state loaded. */
-static bool repair(struct engine *e, unsigned view, bool *vector)
+/* True: the fault is repaired, go on at fault_pc; *loaded: with what components. */
+static bool repair(struct engine *e, unsigned view, unsigned *loaded)
 {
 	struct translator *t = e->translator;
 	uint64_t gva, changes = e->deltas->changes;
@@ -346,7 +400,9 @@ static bool repair(struct engine *e, unsigned view, bool *vector)
 		return false;
 	}
 	if (t->fault_hva == (uint64_t)(uintptr_t)t->poll + GATE_CLOSED && t->fault_signal == SIGSEGV)
-		return *vector = open_gate(e);
+		return open_gate(e, false, loaded);
+	if (t->fault_hva == (uint64_t)(uintptr_t)t->poll + X87_CLOSED && t->fault_signal == SIGSEGV)
+		return open_gate(e, true, loaded);
 	if (string) {
 		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
 		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
@@ -433,17 +489,16 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 {
 	struct translator *t = e->translator;
 	uint64_t pc = (uint64_t)(uintptr_t)t->execute + t->tbs[tb].code;
-	bool vector = t->fp_warm && vector_usable(e), again;
+	unsigned loaded = warm_state(e);
+	bool again;
 
-	if (t->fp_warm)
-		t->fp_warm--;
 	for (bool start = true;; start = false) {
 		prepare(e, view, start);
-		set_vector(e, vector);
+		set_loaded(e, loaded);
 		enter(e, pc);
 		view = e->cpl == 3 ? SHADOW_USER : SHADOW_SUPERVISOR;
 		if (t->faulted) {
-			again = repair(e, view, &vector);
+			again = repair(e, view, &loaded);
 			pc = t->fault_pc;
 		} else {
 			again = false;

@@ -129,7 +129,7 @@ static bool random_insn(struct program *p, struct gadget *g, struct insn_source 
 	unsigned prefix = 0, n, loads = 0;
 	int last_base = -1;
 
-	s->class = pick(s, 3) ? CLASS_INTEGER : CLASS_VECTOR;
+	s->class = pick(s, 8) == 0 ? CLASS_X87 : pick(s, 3) ? CLASS_INTEGER : CLASS_VECTOR;
 	s->segments = true;
 	if (pick(s, 12) == 0)
 		b[prefix++] = 0x64 + (uint8_t)pick(s, 2);

@@ -213,7 +213,7 @@ static void random_insn(struct program32 *p, struct gadget32 *g, struct insn_sou
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
 	unsigned prefix = 0, n, loads = 0;
 
-	s->class = pick(s, 3) ? CLASS_INTEGER : CLASS_VECTOR;
+	s->class = pick(s, 6) == 0 ? CLASS_X87 : pick(s, 3) ? CLASS_INTEGER : CLASS_VECTOR;
 	s->segments = s->legacy = true;
 	if (pick(s, 8) == 0)
 		b[prefix++] = (uint8_t)"\x64\x65\x64\x65\x64\x65\x26\x2e\x36\x3e"[pick(s, 10)];

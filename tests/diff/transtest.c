@@ -280,6 +280,9 @@ static void random_vectors(struct cpu_state *c, struct insn_source *s)
 	c->xsave[0] = 0x7f;
 	c->xsave[1] = 3;
 	memcpy(c->xsave + XSAVE_MXCSR, &mxcsr, 4);
+	if (pick(s, 6) == 0)
+		c->xsave[0] = 0x40 | (uint8_t)pick(s, 64);
+	c->xsave[4] = (uint8_t)next_random(s);
 	if (pick(s, 30) == 0)
 		c->cr0 |= CR0_TS;
 }
@@ -367,7 +370,7 @@ static bool same(struct tester *t, bool print)
 static void forgive_flags(struct tester *t)
 {
 	const uint32_t faults = 1u << EXC_DE | 1u << EXC_UD | 1u << EXC_NM | 1u << EXC_SS | 1u << EXC_GP | 1u << EXC_PF |
-		1u << EXC_AC | 1u << EXC_XM;
+		1u << EXC_AC | 1u << EXC_XM | 1u << EXC_MF;
 	struct cpu_state *c = &t->sides[0].block->cpu, *d = &t->sides[1].block->cpu;
 	uint64_t vector = (c->gpr[GPR_RIP] - HANDLERS) / 16, *frame[2];
 

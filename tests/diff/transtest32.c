@@ -337,6 +337,19 @@ static void random_vectors(struct cpu_state *c, struct insn_source *s)
 	c->xsave[0] = 0x7f;
 	c->xsave[1] = 3;
 	memcpy(c->xsave + XSAVE_MXCSR, &mxcsr, 4);
+	/* x87: all masked or not, some registers in use, some numbers and some nonsense in them. */
+	if (pick(s, 6) == 0)
+		c->xsave[0] = 0x40 | (uint8_t)pick(s, 64);
+	c->xsave[1] = (uint8_t)(3 | pick(s, 4) << 2);
+	c->xsave[3] = (uint8_t)(pick(s, 8) << 3);
+	c->xsave[4] = (uint8_t)next_random(s);
+	for (unsigned n = 0; n < 8; n++) {
+		uint64_t significand = next_random(s) | 1ull << 63;
+		uint16_t exponent = (uint16_t)(pick(s, 4) ? 0x3fff + pick(s, 40) - 20 : next_random(s));
+
+		memcpy(c->xsave + 32 + n * 16, &significand, 8);
+		memcpy(c->xsave + 40 + n * 16, &exponent, 2);
+	}
 	if (pick(s, 30) == 0)
 		c->cr0 |= CR0_TS;
 }
@@ -458,7 +471,7 @@ static uint32_t frame_get(const struct frame *f, unsigned n)
 static void forgive_flags(struct tester *t)
 {
 	const uint32_t faults = 1u << EXC_DE | 1u << EXC_UD | 1u << EXC_NM | 1u << EXC_SS | 1u << EXC_GP | 1u << EXC_PF |
-		1u << EXC_AC | 1u << EXC_XM | 1u << EXC_NP;
+		1u << EXC_AC | 1u << EXC_XM | 1u << EXC_NP | 1u << EXC_MF;
 	struct cpu_state *c = &t->sides[0].block->cpu, *d = &t->sides[1].block->cpu;
 	struct frame f[2];
 	unsigned vector;
