@@ -31,6 +31,7 @@
 #define RESUMES 24u
 #define ALARM_US 60
 #define ALARMS_MAX 30000u
+#define ACCESSES_MAX 20000u /* to what is no RAM: without paging a repeated instruction may go on for 4 GiB */
 
 struct side {
 	struct vcpu_block *block;
@@ -38,6 +39,7 @@ struct side {
 	struct engine *engine;
 	uint8_t *ram;
 	uint64_t mmio;
+	unsigned accesses;
 	enum vcpu_exit_kind kind;
 };
 
@@ -58,6 +60,8 @@ static uint64_t env_access(void *ctx, unsigned space, uint64_t addr, unsigned si
 {
 	struct side *side = ctx;
 
+	if (++side->accesses > ACCESSES_MAX)
+		atomic_fetch_or(&side->block->events, VCPU_EVENT_EXIT);
 	/* Code may be fetched from there too, as often as an engine likes; and a frame has flags that are forgiven. */
 	if (addr - (uint32_t)side->block->cpu.gpr[GPR_RSP] + 256 < 512)
 		value = 0;
@@ -371,6 +375,7 @@ static void prepare(struct tester *t, struct side *side, struct insn_source sour
 	random_vectors(c, &source);
 	memcpy(side->ram + TABLE32, t->start.table, t->program.entries * 4);
 	side->mmio = 1;
+	side->accesses = 0;
 	atomic_store(&side->block->events, 0);
 	engine_update_mode(side->engine);
 }
@@ -565,7 +570,7 @@ static bool run_program(struct tester *t, uint64_t seed, uint64_t number, bool p
 		for (unsigned n = 0; n < 2; n++)
 			prepare(t, &t->sides[n], s);
 		do {
-			if (run_side(&t->sides[0], LIMIT) == VCPU_EXIT_NONE) {
+			if (run_side(&t->sides[0], LIMIT) == VCPU_EXIT_NONE || t->sides[0].accesses > ACCESSES_MAX) {
 				make_equal(t);
 				return true;
 			}
