@@ -152,6 +152,8 @@ void bench_spread_text(const struct bench_figure *figure, char *text, size_t siz
 
 	if (figure->spread <= 0)
 		snprintf(text, size, "%s", "");
+	else if (!figure->known && figure->spread <= 1) /* one sample */
+		snprintf(text, size, "?");
 	else if (figure->spread < 2)
 		snprintf(text, size, "±%.0f%%%s", (figure->spread - 1) * 100, mark);
 	else

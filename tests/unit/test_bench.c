@@ -241,6 +241,9 @@ START_TEST(launched_once)
 	NEAR(figure.spread, 1.2);
 	bench_spread_text(&figure, text, sizeof(text));
 	ck_assert_str_eq(text, "±20%?");
+	figure.spread = 1;
+	bench_spread_text(&figure, text, sizeof(text));
+	ck_assert_str_eq(text, "?");
 	figure.spread = 2.44;
 	figure.known = figure.unstable = true;
 	bench_spread_text(&figure, text, sizeof(text));
