@@ -3,6 +3,7 @@
  * As in exception.c, all checks and memory accesses come before the first register changes.
  */
 #include "engine/segment.h"
+#include "engine/vme.h"
 #include "engine/decode.h"
 
 static uint32_t descriptor_limit(const struct descriptor *d)
@@ -333,7 +334,7 @@ static void set_flags(struct engine *e, uint64_t image, unsigned size, unsigned 
 		mask |= FLAG_IF;
 	if (cpl == 0) {
 		mask |= FLAG_IOPL;
-		if (size > 2)
+		if (size > 2 && !is_real_or_v86(e))
 			mask |= FLAG_VIF | FLAG_VIP;
 	}
 	e->cpu->rflags = (e->cpu->rflags & ~mask) | (image & mask) | FLAG_FIXED;
@@ -351,23 +352,28 @@ static void iret_done(struct engine *e)
 
 static void iret_real(struct engine *e, unsigned size)
 {
-	bool v86 = (e->cpu->rflags & FLAG_VM) != 0;
+	bool v86 = (e->cpu->rflags & FLAG_VM) != 0, vme = vme_takes_flags(e, size);
 	uint64_t rip, image;
 	uint16_t selector;
 
-	if (v86 && (e->cpu->rflags & FLAG_IOPL) != FLAG_IOPL)
+	if (v86 && !vme && (e->cpu->rflags & FLAG_IOPL) != FLAG_IOPL)
 		engine_raise_error(e, EXC_GP, 0);
 	rip = stack_peek(e, 0, size);
 	selector = (uint16_t)stack_peek(e, size, size);
 	image = stack_peek(e, 2 * size, size);
 	if (rip > e->cpu->seg[SEG_CS].limit)
 		engine_raise_error(e, EXC_GP, 0);
+	if (vme)
+		vme_check_flags(e, image);
 	stack_move(e, 3 * size);
 	segment_set_paragraph(e, SEG_CS, selector);
 	e->cpu->gpr[GPR_RIP] = rip;
 	if (v86)
 		image = (image & ~FLAG_IOPL) | FLAG_IOPL;
-	set_flags(e, image, size, 0);
+	if (vme)
+		vme_set_flags(e, image);
+	else
+		set_flags(e, image, size, 0);
 	engine_update_mode(e);
 	iret_done(e);
 }

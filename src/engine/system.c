@@ -5,6 +5,7 @@
 #include "engine/decode.h"
 #include "engine/shadow.h"
 #include "engine/system.h"
+#include "engine/vme.h"
 
 /* --- control registers --- */
 
@@ -259,16 +260,24 @@ static unsigned iopl(const struct engine *e)
 static void op_cli(struct engine *e, const struct insn *i)
 {
 	e->stats->emul_cli_sti++;
-	if ((e->cpu->cr0 & CR0_PE) && e->cpl > iopl(e))
-		engine_raise_error(e, EXC_GP, 0);
+	if ((e->cpu->cr0 & CR0_PE) && e->cpl > iopl(e)) {
+		if (!vme_takes_if(e))
+			engine_raise_error(e, EXC_GP, 0);
+		e->cpu->rflags &= ~FLAG_VIF;
+		return;
+	}
 	e->cpu->rflags &= ~FLAG_IF;
 }
 
 static void op_sti(struct engine *e, const struct insn *i)
 {
 	e->stats->emul_cli_sti++;
-	if ((e->cpu->cr0 & CR0_PE) && e->cpl > iopl(e))
-		engine_raise_error(e, EXC_GP, 0);
+	if ((e->cpu->cr0 & CR0_PE) && e->cpl > iopl(e)) {
+		if (!vme_takes_if(e))
+			engine_raise_error(e, EXC_GP, 0);
+		vme_sti(e);
+		return;
+	}
 	if (!(e->cpu->rflags & FLAG_IF)) {
 		e->cpu->rflags |= FLAG_IF;
 		e->cpu->shadow_sti = 1;
@@ -310,6 +319,10 @@ static unsigned flags_size(const struct insn *i)
 static void op_pushf(struct engine *e, const struct insn *i)
 {
 	e->stats->emul_pushf_popf++;
+	if (vme_takes_flags(e, flags_size(i))) {
+		stack_push(e, 2, vme_flags_image(e));
+		return;
+	}
 	check_v86_iopl(e);
 	stack_push(e, flags_size(i), e->cpu->rflags & ~(FLAG_VM | FLAG_RF));
 }
@@ -321,6 +334,13 @@ static void op_popf(struct engine *e, const struct insn *i)
 	bool real = !(e->cpu->cr0 & CR0_PE);
 
 	e->stats->emul_pushf_popf++;
+	if (vme_takes_flags(e, size)) {
+		image = stack_peek(e, 0, size);
+		vme_check_flags(e, image);
+		stack_move(e, size);
+		vme_set_flags(e, image);
+		return;
+	}
 	check_v86_iopl(e);
 	image = stack_pop(e, size);
 	if (size > 2)
@@ -342,6 +362,8 @@ static void op_popf(struct engine *e, const struct insn *i)
 
 static void op_int(struct engine *e, const struct insn *i)
 {
+	if (vme_int(e, (uint8_t)i->imm))
+		return;
 	check_v86_iopl(e);
 	exception_deliver(e, (uint8_t)i->imm, DELIVER_SOFTWARE, false, 0);
 }
