@@ -159,8 +159,13 @@ static int vars_create(struct machine *m, uint64_t rom_gpa, struct error *err)
 	uint64_t size;
 	int rc;
 
-	if (!path && (!template_path(code, template, sizeof(template)) || access(template, R_OK)))
+	if (!path && !template_path(code, template, sizeof(template)))
+		return 0; /* one image with its variables in it, which it will find read-only */
+	if (!path && access(template, R_OK)) {
+		log_message(LOG_WARNING, "There are no variables (%.300s) beside the firmware: it may not start without --firmware-vars.",
+			template);
 		return 0;
+	}
 	vars = calloc(1, sizeof(*vars));
 	if (!vars)
 		return error_set(err, -ENOMEM, "The host is out of memory.");
