@@ -287,7 +287,7 @@ static bool result_is_small(const struct tx *x, const struct tx_insn *i)
 	case ZYDIS_MNEMONIC_AND:
 		return src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && src->imm.value.s >= 0;
 	case ZYDIS_MNEMONIC_SHR:
-		return src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && src->imm.value.u >= 32;
+		return src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (src->imm.value.u & 63) >= 32;
 	case ZYDIS_MNEMONIC_MOV:
 		if (src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
 			return src->imm.value.s == (int32_t)src->imm.value.s;
@@ -300,11 +300,23 @@ static bool result_is_small(const struct tx *x, const struct tx_insn *i)
 	}
 }
 
-/* The registers that the instruction writes with fewer than 32 bits: those above stay. */
-static bool writes_part(const struct tx_insn *i)
+/* The registers of which the instruction writes 32 bits or more: string instructions write whole address registers. */
+static uint32_t written_whole(const struct tx_insn *i)
 {
-	return i->d.insn.operand_width < 32 && i->d.insn.mnemonic != ZYDIS_MNEMONIC_MOVZX &&
-	       i->d.insn.mnemonic != ZYDIS_MNEMONIC_MOVSX;
+	uint32_t regs = 0;
+
+	for (unsigned n = 0; n < i->d.insn.operand_count; n++) {
+		const ZydisDecodedOperand *op = &i->d.op[n];
+		bool high;
+		int reg;
+
+		if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || !(op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) || op->size < 32)
+			continue;
+		reg = decode_gpr(op->reg.value, &high);
+		if (reg >= 0)
+			regs |= 1u << reg;
+	}
+	return regs;
 }
 
 static bool may_access_nothing(const struct tx_insn *i)
@@ -325,14 +337,12 @@ static void account_small(struct tx *x, const struct tx_insn *i)
 	bool small = result_is_small(x, i), high;
 	int reg = -1;
 
-	if (!writes_part(i))
-		x->facts.small &= (uint16_t)~i->written;
+	x->facts.small &= (uint16_t)~written_whole(i);
 	if (i->d.insn.mnemonic == ZYDIS_MNEMONIC_CDQE)
 		x->facts.small |= 1u << RAX;
 	if (small) {
 		reg = decode_gpr(i->d.op[0].reg.value, &high);
-		/* Only that one: XADD and others write more. */
-		if (reg >= 0 && reg != RSP)
+			if (reg >= 0 && reg != RSP)
 			x->facts.small |= (uint16_t)(1u << reg);
 	}
 }

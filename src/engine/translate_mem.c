@@ -10,7 +10,7 @@
  *
  * Isolation invariant: between the check of an address and the access there is nothing but adding a
  * displacement of 32 bits and steps of the base register that are accounted in tx.drift; both together stay
- * far below the guards' 8 GiB.
+ * far below the guards' 48 GiB.
  */
 #include "engine/translate.h"
 
