@@ -556,6 +556,8 @@ static bool take_accepted(struct engine *e)
 	cpu->event = CPU_EVENT_NONE;
 	if (kind == CPU_EVENT_NONE)
 		return true;
+	if (kind == CPU_EVENT_NMI) /* VT-x blocks NMIs only with the delivery */
+		cpu->nmi_blocked = 1;
 	return deliver(e, cpu->event_vector, kind == CPU_EVENT_EXCEPTION ? DELIVER_FAULT : DELIVER_INTERRUPT,
 		kind == CPU_EVENT_EXCEPTION && cpu->event_has_error, cpu->event_error);
 }
