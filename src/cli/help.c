@@ -22,7 +22,7 @@ static const char run[] =
 	"\n"
 	"  --backend=auto|soft|kvm    who executes the guest (auto: kvm where it is good, else soft)\n"
 	"  --engine=auto|interp|slots|translate|lockstep\n"
-	"                             how the software backend executes (auto, which is interp in this version)\n"
+	"                             how the software backend executes (auto: translate, where the host has BMI2)\n"
 	"  --shadow=unsync|vtlb       what the translator's shadow drops at a flush: what has changed, or all (unsync)\n"
 	"  --cpus N                   virtual processors (1)\n"
 	"  --cpu common[,+smap]|host  the processor that the guest sees\n"

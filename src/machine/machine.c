@@ -183,9 +183,12 @@ static enum vcpu_shadow shadow_of(enum machine_shadow shadow)
 	return shadow == MACHINE_SHADOW_VTLB ? VCPU_SHADOW_VTLB : VCPU_SHADOW_UNSYNC;
 }
 
-static enum vcpu_engine engine_of(enum machine_engine engine)
+enum vcpu_engine machine_engine(const struct machine *m)
 {
-	switch (engine) {
+	switch (m->config->engine) {
+	case MACHINE_ENGINE_AUTO:
+		/* The translator needs PEXT, and pages of 4 KiB to map. The software CPU that helps KVM runs a little at a time. */
+		return m->config->hugepages || m->kvm || !__builtin_cpu_supports("bmi2") ? VCPU_ENGINE_INTERP : VCPU_ENGINE_TRANSLATE;
 	case MACHINE_ENGINE_TRANSLATE:
 		return VCPU_ENGINE_TRANSLATE;
 	case MACHINE_ENGINE_SLOTS:
@@ -213,7 +216,7 @@ static void helper_create_work(void *ctx)
 
 	model.apic_id = r->index;
 	pthread_mutex_lock(&m->device_lock);
-	r->rc = soft_vcpu_create(m->soft, r->index, &model, m->config->hugepages ? VCPU_ENGINE_INTERP : engine_of(m->config->engine), shadow_of(m->config->shadow),
+	r->rc = soft_vcpu_create(m->soft, r->index, &model, m->config->hugepages ? VCPU_ENGINE_INTERP : machine_engine(m), shadow_of(m->config->shadow),
 		0, &m->helpers[r->index], r->err);
 	pthread_mutex_unlock(&m->device_lock);
 	sem_post(&r->done);
@@ -270,7 +273,7 @@ static int vcpus_create(struct machine *m, struct error *err)
 	const struct vcpu_host host = {
 		.bus = m->bus, .intack = host_intack, .eoi = host_eoi, .ipi = host_ipi, .stopped = host_stopped, .ctx = m};
 	const struct vcpu_backend *ops = m->kvm ? &kvm_vcpu_ops : &soft_vcpu_ops;
-	enum vcpu_engine engine = engine_of(m->config->engine);
+	enum vcpu_engine engine = machine_engine(m);
 	int rc = cpu_model_create_at(m->config->smap ? "common,+smap" : "common", m->config->cpus,
 		m->kvm ? kvm_tsc_khz(m->kvm) : 0, &m->model, err);
 

@@ -81,4 +81,7 @@ int machine_boot_load(struct machine *m, struct error *err);
 /* guest.c: whether firmware will find something to start; -ENOEXEC and a sentence if not. */
 int machine_guest_examine(struct machine *m, struct error *err);
 
+/* The software backend's engine, what --engine=auto means decided. */
+enum vcpu_engine machine_engine(const struct machine *m);
+
 #endif

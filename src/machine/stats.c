@@ -18,8 +18,8 @@ static const char *const exit_names[VCPU_EXIT_KINDS] = {
 };
 
 static const char *const engine_names[] = {
-	[MACHINE_ENGINE_AUTO] = "interp", [MACHINE_ENGINE_INTERP] = "interp", [MACHINE_ENGINE_TRANSLATE] = "translate",
-	[MACHINE_ENGINE_SLOTS] = "slots", [MACHINE_ENGINE_LOCKSTEP] = "lockstep",
+	[VCPU_ENGINE_INTERP] = "interp", [VCPU_ENGINE_TRANSLATE] = "translate", [VCPU_ENGINE_SLOTS] = "slots",
+	[VCPU_ENGINE_LOCKSTEP] = "lockstep",
 };
 
 static const char *reason_name(enum machine_reason reason)
@@ -87,7 +87,7 @@ int machine_write_stats(struct machine *m, const struct machine_result *result, 
 		json_member_string(&w, "module", info.module);
 		json_member_string(&w, "memory_virtualisation", info.memory);
 	} else {
-		json_member_string(&w, "engine", engine_names[m->config->engine]);
+		json_member_string(&w, "engine", engine_names[machine_engine(m)]);
 	}
 	json_member_string(&w, "end", reason_name(result->reason));
 	json_key(&w, "seconds");
