@@ -104,6 +104,17 @@ static inline void emit_lea(struct emit *m, int reg, struct emit_mem a)
 	emit_op_mem(m, 0x8d, reg, a);
 }
 
+/* reg = the address, cut to 32 bits */
+static inline void emit_lea32(struct emit *m, int reg, struct emit_mem a)
+{
+	unsigned rex = rex_bits(reg, a);
+
+	if (rex)
+		emit8(m, 0x40 | rex);
+	emit8(m, 0x8d);
+	emit_modrm_mem(m, reg, a);
+}
+
 /* op reg, rm (64 bits). */
 static inline void emit_op_reg(struct emit *m, unsigned opcode, int reg, int rm)
 {

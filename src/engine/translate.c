@@ -195,35 +195,19 @@ bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const ui
 	return t->count == b->count;
 }
 
-/* The instruction has changed registers: deltas held for them are good only if it was a small constant step.
- */
+/* The instruction has changed registers: deltas held for them are good only if it was a small constant step. */
 static void account(struct tx *x, const struct tx_insn *i)
 {
 	for (int s = 0; s < 2; s++) {
 		int base = x->holds[s];
 		int64_t step = 0;
-		bool constant = false;
 
 		if (base < 0 || !(i->written & 1u << base))
 			continue;
-		if (i->d.insn.operand_width == 64 && i->memory < 0) {
-			switch (i->d.insn.mnemonic) {
-			case ZYDIS_MNEMONIC_ADD:
-			case ZYDIS_MNEMONIC_SUB:
-				constant = i->d.op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
-				step = constant ? i->d.op[1].imm.value.s : 0;
-				break;
-			case ZYDIS_MNEMONIC_INC:
-			case ZYDIS_MNEMONIC_DEC:
-				constant = true;
-				step = 1;
-				break;
-			default:
-				break;
-			}
-		}
+		if (!tx_constant_step(i, &step))
+			x->holds[s] = -1;
 		x->drift[s] += step < 0 ? -step : step;
-		if (!constant || x->drift[s] > DRIFT_MAX)
+		if (x->drift[s] > DRIFT_MAX)
 			x->holds[s] = -1;
 	}
 	facts_account(x, i);
@@ -264,8 +248,7 @@ void tx_emit_block(struct tx *x, const struct block *b)
 		if (next < 4096 && (b->count == 32 || (b->insns[b->count - 1].flags & INSN_ENDS_BLOCK))) {
 			tx_branch(x, -1, next);
 		} else {
-			tx_code_base(x, S1);
-			emit_lea(&x->m, S1, mem_base(S1, next));
+			tx_page_address(x, S1, next);
 			tx_jump(x, next, 0, false);
 		}
 	}

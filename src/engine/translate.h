@@ -393,6 +393,8 @@ void facts_widen(struct tx_facts *f);
 bool facts_operand(struct tx *x, int base, int index, unsigned scale, int32_t disp, unsigned data, struct emit_mem *out);
 /* The instruction has been emitted. */
 void facts_account(struct tx *x, const struct tx_insn *i);
+/* add, sub, inc, dec of a constant, 64 bits: by *step (its size counts); else *step is left as it is. */
+bool tx_constant_step(const struct tx_insn *i, int64_t *step);
 
 /* --- translate_mem.c --- */
 /*
@@ -427,6 +429,15 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
 bool tx_is_copied(const ZydisDecodedInstruction *z);
 bool tx_is_nothing(ZydisMnemonic mnemonic);
 bool tx_is_jcc(const ZydisDecodedInstruction *z);
+/* Near, and of the mode's width. */
+bool tx_is_plain_branch(const struct tx_insn *i);
+/* Where the branch leads, from the page's start; false: not relative, or farther than 2 GiB. */
+bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *target);
+/* to = the guest's address `offset` of the page. */
+void tx_page_address(struct tx *x, int to, int offset);
+/* Goes to the target and ends the block. `undo` as for tx_jump(). */
+void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo);
+bool tx_jump_if(struct tx *x, const struct tx_insn *i);
 /* The vector registers are the guest's once the gate has been passed. */
 void tx_pass_gate(struct tx *x);
 /* An x87 instruction that may be copied behind the gate. */

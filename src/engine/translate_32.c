@@ -127,12 +127,6 @@ static void emit_store32(struct tx *x, int reg, const struct place *at)
 	emit_op32(x, 0x89, reg, at);
 }
 
-/* reg = the address, of 32 bits. */
-static void emit_lea32(struct tx *x, int reg, struct emit_mem memory)
-{
-	emit_op32(x, 0x8d, reg, &(struct place){memory, false});
-}
-
 static struct place flat_at(int base, int32_t disp)
 {
 	return (struct place){mem_base(base, disp), true};
@@ -183,11 +177,11 @@ static bool wide_operand(struct tx *x, const struct tx_insn *i, const ZydisDecod
 	if (at.base == NO_REG && at.index == NO_REG) {
 		if ((uint64_t)(uint32_t)at.disp + size - 1 > 0xffffffffu)
 			return false;
-		emit_lea32(x, S1, mem_base(gs ? GS_BASE : FS_BASE, at.disp));
+		emit_lea32(&x->m, S1, mem_base(gs ? GS_BASE : FS_BASE, at.disp));
 	} else {
-		emit_lea32(x, S1, at);
+		emit_lea32(&x->m, S1, at);
 		check_wrap(x, i, size);
-		emit_lea32(x, S1, (struct emit_mem){S1, gs ? GS_BASE : FS_BASE, 0, 0});
+		emit_lea32(&x->m, S1, (struct emit_mem){S1, gs ? GS_BASE : FS_BASE, 0, 0});
 	}
 	*out = (struct place){{S1, gs ? GS_DELTA : FS_DELTA, 0, 0}, false};
 	return true;
@@ -351,7 +345,7 @@ static bool move(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 
 static void move_stack(struct tx *x, int32_t by)
 {
-	emit_lea32(x, RSP, mem_base(RSP, by));
+	emit_lea32(&x->m, RSP, mem_base(RSP, by));
 }
 
 static void push_register(struct tx *x, int reg)
@@ -465,8 +459,8 @@ static bool leave(struct tx *x, const struct tx_insn *i)
 	if (i->d.insn.operand_width != 32)
 		return false;
 	emit_load32(x, S1, &at);
-	emit_lea32(x, RSP, mem_base(RBP, 4));
-	emit_op32(x, 0x8d, RBP, &(struct place){mem_base(S1, 0), false});
+	emit_lea32(&x->m, RSP, mem_base(RBP, 4));
+	emit_lea32(&x->m, RBP, mem_base(S1, 0));
 	return true;
 }
 
@@ -494,39 +488,6 @@ static bool pop_flags(struct tx *x, const struct tx_insn *i)
 
 /* --- control flow --- */
 
-static void page_address(struct tx *x, int to, int offset)
-{
-	tx_code_base(x, to);
-	emit_lea32(x, to, mem_base(to, offset));
-}
-
-static void go(struct tx *x, struct tx_insn *i, int64_t target)
-{
-	if (target >= 0 && target < 4096) {
-		tx_branch(x, -1, (int)target);
-	} else {
-		page_address(x, S1, (int)target);
-		tx_jump(x, i->offset, 0, target <= i->offset);
-	}
-	x->ended = true;
-}
-
-/* Near, of 32 bits. */
-static bool is_plain(const struct tx_insn *i)
-{
-	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && !(i->d.insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
-}
-
-static bool is_relative(const struct tx_insn *i, int64_t *target)
-{
-	const ZydisDecodedOperand *op = &i->d.op[0];
-
-	if (op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !op->imm.is_relative)
-		return false;
-	*target = (int32_t)(i->next + op->imm.value.s);
-	return true;
-}
-
 /* S1 = where an indirect branch goes. */
 static bool load_target(struct tx *x, struct tx_insn *i)
 {
@@ -542,7 +503,7 @@ static bool load_target(struct tx *x, struct tx_insn *i)
 	}
 	if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || i->d.insn.operand_width != 32)
 		return false;
-	emit_lea32(x, S1, mem_base(decode_gpr(op->reg.value, &high), 0));
+	emit_lea32(&x->m, S1, mem_base(decode_gpr(op->reg.value, &high), 0));
 	return true;
 }
 
@@ -550,10 +511,10 @@ static bool jump(struct tx *x, struct tx_insn *i)
 {
 	int64_t target;
 
-	if (!is_plain(i))
+	if (!tx_is_plain_branch(i))
 		return false;
-	if (is_relative(i, &target)) {
-		go(x, i, target);
+	if (tx_relative_target(x, i, &target)) {
+		tx_go(x, i, target, 0);
 		return true;
 	}
 	if (!load_target(x, i))
@@ -566,14 +527,14 @@ static bool jump(struct tx *x, struct tx_insn *i)
 static bool call(struct tx *x, struct tx_insn *i)
 {
 	int64_t target;
-	bool relative = is_relative(i, &target);
+	bool relative = tx_relative_target(x, i, &target);
 
-	if (!is_plain(i) || (!relative && !load_target(x, i)))
+	if (!tx_is_plain_branch(i) || (!relative && !load_target(x, i)))
 		return false;
-	page_address(x, S2, i->next);
+	tx_page_address(x, S2, i->next);
 	push_register(x, S2);
 	if (relative) {
-		go(x, i, target);
+		tx_go(x, i, target, 0);
 		return true;
 	}
 	tx_jump(x, i->offset, 0, true);
@@ -587,7 +548,7 @@ static bool ret(struct tx *x, struct tx_insn *i)
 	struct place top = flat_at(RSP, 0);
 	int extra = 0;
 
-	if (!is_plain(i))
+	if (!tx_is_plain_branch(i))
 		return false;
 	if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
 		extra = (int)op->imm.value.u;
@@ -598,26 +559,6 @@ static bool ret(struct tx *x, struct tx_insn *i)
 	return true;
 }
 
-static bool jump_if(struct tx *x, struct tx_insn *i)
-{
-	int64_t target;
-	unsigned cc = i->d.insn.opcode & 15;
-	uint8_t *skip;
-
-	if (!is_plain(i) || !is_relative(i, &target))
-		return false;
-	if (target >= 0 && target < 4096) {
-		tx_branch(x, (int)cc, (int)target);
-	} else {
-		skip = emit_jcc(&x->m, cc ^ 1);
-		page_address(x, S1, (int)target);
-		tx_jump(x, i->offset, 0, target <= i->offset);
-		emit_patch(skip, x->m.p);
-	}
-	go(x, i, i->next);
-	return true;
-}
-
 /* E0…E3 with ECX: over a jump to what follows. */
 static bool loop(struct tx *x, struct tx_insn *i)
 {
@@ -625,7 +566,7 @@ static bool loop(struct tx *x, struct tx_insn *i)
 	uint8_t *taken, *not_taken;
 	int block;
 
-	if (!is_plain(i) || !is_relative(i, &target) || i->d.insn.address_width != 32 || i->next >= 4096)
+	if (!tx_is_plain_branch(i) || !tx_relative_target(x, i, &target) || i->d.insn.address_width != 32 || i->next >= 4096)
 		return false;
 	emit8(&x->m, 0x67);
 	emit8(&x->m, i->d.insn.opcode);
@@ -638,7 +579,7 @@ static bool loop(struct tx *x, struct tx_insn *i)
 		region_go(x, (unsigned)block, not_taken);
 	else
 		tx_stub(x, not_taken, STUB_SITE, tx_site(x, SITE_CHAIN, i->next, 0));
-	go(x, i, target);
+	tx_go(x, i, target, 0);
 	return true;
 }
 
@@ -653,7 +594,7 @@ static void bias(struct tx *x, int reg)
 /* The register's lower half without the delta; S1 is its complement. */
 static void unbias(struct tx *x, int reg)
 {
-	emit_lea32(x, reg, (struct emit_mem){reg, S1, 0, 1});
+	emit_lea32(&x->m, reg, (struct emit_mem){reg, S1, 0, 1});
 }
 
 static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_destination)
@@ -731,25 +672,6 @@ static bool emit_system(struct tx *x, struct tx_insn *i, const struct insn *deco
 	}
 }
 
-static bool emit_string(struct tx *x, struct tx_insn *i)
-{
-	switch (i->d.insn.mnemonic) {
-	case ZYDIS_MNEMONIC_STOSB:
-	case ZYDIS_MNEMONIC_STOSW:
-	case ZYDIS_MNEMONIC_STOSD:
-	case ZYDIS_MNEMONIC_SCASB:
-	case ZYDIS_MNEMONIC_SCASW:
-	case ZYDIS_MNEMONIC_SCASD:
-		return string(x, i, false, true);
-	case ZYDIS_MNEMONIC_LODSB:
-	case ZYDIS_MNEMONIC_LODSW:
-	case ZYDIS_MNEMONIC_LODSD:
-		return string(x, i, true, false);
-	default:
-		return string(x, i, true, true);
-	}
-}
-
 bool tx32_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 {
 	const struct native_op *native = decoded->native;
@@ -806,21 +728,23 @@ bool tx32_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 	case ZYDIS_MNEMONIC_SCASB:
 	case ZYDIS_MNEMONIC_SCASW:
 	case ZYDIS_MNEMONIC_SCASD:
+		return string(x, i, false, true);
 	case ZYDIS_MNEMONIC_LODSB:
 	case ZYDIS_MNEMONIC_LODSW:
 	case ZYDIS_MNEMONIC_LODSD:
+		return string(x, i, true, false);
 	case ZYDIS_MNEMONIC_MOVSB:
 	case ZYDIS_MNEMONIC_MOVSW:
 	case ZYDIS_MNEMONIC_MOVSD:
 	case ZYDIS_MNEMONIC_CMPSB:
 	case ZYDIS_MNEMONIC_CMPSW:
 	case ZYDIS_MNEMONIC_CMPSD:
-		return emit_string(x, i);
+		return string(x, i, true, true);
 	default:
 		break;
 	}
 	if (tx_is_jcc(&i->d.insn))
-		return jump_if(x, i);
+		return tx_jump_if(x, i);
 	if (tx_is_nothing(i->d.insn.mnemonic))
 		return true;
 	if (tx_is_copied(&i->d.insn))

@@ -218,16 +218,17 @@ bool facts_operand(struct tx *x, int base, int index, unsigned scale, int32_t di
 
 /* --- what an instruction does to the facts --- */
 
-/* add, sub, inc, dec of a constant, 64 bits: *step. */
-static bool constant_step(const struct tx_insn *i, int64_t *step)
+bool tx_constant_step(const struct tx_insn *i, int64_t *step)
 {
 	if (i->d.insn.operand_width != 64 || i->memory >= 0)
 		return false;
 	switch (i->d.insn.mnemonic) {
 	case ZYDIS_MNEMONIC_ADD:
 	case ZYDIS_MNEMONIC_SUB:
+		if (i->d.op[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+			return false;
 		*step = i->d.op[1].imm.value.s;
-		return i->d.op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+		return true;
 	case ZYDIS_MNEMONIC_INC:
 	case ZYDIS_MNEMONIC_DEC:
 		*step = 1;
@@ -361,7 +362,7 @@ void facts_account(struct tx *x, const struct tx_insn *i)
 		f->fact[x->accessed].drift = disp;
 	}
 	account_small(x, i);
-	constant = constant_step(i, &step);
+	constant = tx_constant_step(i, &step);
 	for (unsigned n = f->count; n-- > 0;) {
 		struct tx_fact *k = &f->fact[n];
 		uint32_t regs = 1u << k->base | (k->index == NO_REG ? 0 : 1u << k->index);

@@ -522,36 +522,40 @@ static bool leave(struct tx *x, struct tx_insn *i)
 
 /* --- control flow --- */
 
-/* S1 = the address `offset` of the page. */
-static void page_address(struct tx *x, int to, int offset)
+void tx_page_address(struct tx *x, int to, int offset)
 {
 	tx_clobber(x, SCRATCH(to));
 	tx_code_base(x, to);
-	emit_lea(&x->m, to, mem_base(to, offset));
+	if (x->mode32)
+		emit_lea32(&x->m, to, mem_base(to, offset));
+	else
+		emit_lea(&x->m, to, mem_base(to, offset));
 }
 
-static void go_direct(struct tx *x, struct tx_insn *i, int64_t target, int undo)
+void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo)
 {
 	if (target >= 0 && target < 4096) {
 		tx_branch(x, -1, (int)target);
 	} else {
-		page_address(x, S1, (int)target);
+		tx_page_address(x, S1, (int)target);
 		tx_jump(x, i->offset, undo, target <= i->offset);
 	}
 	x->ended = true;
 }
 
-static bool relative_target(const struct tx_insn *i, int64_t *target)
+bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *target)
 {
 	const ZydisDecodedOperand *op = &i->d.op[0];
 
 	if (op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !op->imm.is_relative)
 		return false;
 	*target = i->next + op->imm.value.s;
+	if (x->mode32)
+		*target = (int32_t)*target;
 	return *target == (int32_t)*target;
 }
 
-static bool is_plain_branch(const struct tx_insn *i)
+bool tx_is_plain_branch(const struct tx_insn *i)
 {
 	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR &&
 	       !(i->d.insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
@@ -561,10 +565,10 @@ static bool jump(struct tx *x, struct tx_insn *i)
 {
 	int64_t target;
 
-	if (!is_plain_branch(i))
+	if (!tx_is_plain_branch(i))
 		return false;
-	if (relative_target(i, &target)) {
-		go_direct(x, i, target, 0);
+	if (tx_relative_target(x, i, &target)) {
+		tx_go(x, i, target, 0);
 		return true;
 	}
 	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
@@ -578,17 +582,17 @@ static bool call(struct tx *x, struct tx_insn *i)
 {
 	int64_t target;
 
-	if (!is_plain_branch(i))
+	if (!tx_is_plain_branch(i))
 		return false;
-	if (relative_target(i, &target)) {
-		page_address(x, S1, i->next);
+	if (tx_relative_target(x, i, &target)) {
+		tx_page_address(x, S1, i->next);
 		emit_push(&x->m, S1);
-		go_direct(x, i, target, -8);
+		tx_go(x, i, target, -8);
 		return true;
 	}
 	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
 		return false;
-	page_address(x, S2, i->next);
+	tx_page_address(x, S2, i->next);
 	emit_push(&x->m, S2);
 	tx_jump(x, i->offset, -8, true);
 	x->ended = true;
@@ -600,7 +604,7 @@ static bool ret(struct tx *x, struct tx_insn *i)
 	const ZydisDecodedOperand *op = &i->d.op[0];
 	int extra = 0;
 
-	if (!is_plain_branch(i))
+	if (!tx_is_plain_branch(i))
 		return false;
 	if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
 		extra = (int)op->imm.value.u;
@@ -622,34 +626,44 @@ bool tx_is_jcc(const ZydisDecodedInstruction *z)
 		       (z->opcode_map == ZYDIS_OPCODE_MAP_0F && (z->opcode & 0xf0) == 0x80));
 }
 
-static bool jump_if(struct tx *x, struct tx_insn *i)
+bool tx_jump_if(struct tx *x, const struct tx_insn *i)
 {
 	int64_t target;
 	unsigned cc = i->d.insn.opcode & 15;
 	uint8_t *skip;
 
-	if (!is_plain_branch(i) || !relative_target(i, &target))
+	if (!tx_is_plain_branch(i) || !tx_relative_target(x, i, &target))
 		return false;
 	if (target >= 0 && target < 4096) {
 		tx_branch(x, (int)cc, (int)target);
 	} else {
 		skip = emit_jcc(&x->m, cc ^ 1);
-		page_address(x, S1, (int)target);
+		tx_page_address(x, S1, (int)target);
 		tx_jump(x, i->offset, 0, target <= i->offset);
 		emit_patch(skip, x->m.p);
 	}
-	go_direct(x, i, i->next, 0);
+	tx_go(x, i, i->next, 0);
 	return true;
+}
+
+static void pass(struct tx *x, bool *passed, const uint64_t *gate)
+{
+	if (*passed)
+		return;
+	*passed = true;
+	tx_clobber(x, SCRATCH(S1));
+	emit_load(&x->m, S1, mem_abs(gate));
+	emit_load8(&x->m, S1, mem_base(S1, 0));
 }
 
 void tx_pass_gate(struct tx *x)
 {
-	if (x->facts.gated)
-		return;
-	x->facts.gated = true;
-	tx_clobber(x, SCRATCH(S1));
-	emit_load(&x->m, S1, mem_abs(&x->t->hot.fp_gate));
-	emit_load8(&x->m, S1, mem_base(S1, 0));
+	pass(x, &x->facts.gated, &x->t->hot.fp_gate);
+}
+
+void tx_pass_x87(struct tx *x)
+{
+	pass(x, &x->gated87, &x->t->hot.x87_gate);
 }
 
 /* *out = the delta of the address in reg, which is moved by it. */
@@ -703,16 +717,6 @@ bool tx_is_x87(const struct native_op *native, ZydisMnemonic mnemonic)
 {
 	return native && (native->flags & NATIVE_X87) && !(native->flags & (NATIVE_ENV | NATIVE_LOAD_ENV | NATIVE_MMX)) &&
 	       mnemonic != ZYDIS_MNEMONIC_FLDCW;
-}
-
-void tx_pass_x87(struct tx *x)
-{
-	if (x->gated87)
-		return;
-	x->gated87 = true;
-	tx_clobber(x, SCRATCH(S1));
-	emit_load(&x->m, S1, mem_abs(&x->t->hot.x87_gate));
-	emit_load8(&x->m, S1, mem_base(S1, 0));
 }
 
 bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
@@ -779,7 +783,7 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 		break;
 	}
 	if (tx_is_jcc(&i->d.insn))
-		return jump_if(x, i);
+		return tx_jump_if(x, i);
 	if (tx_is_nothing(i->d.insn.mnemonic))
 		return true;
 	if (tx_is_copied(&i->d.insn))

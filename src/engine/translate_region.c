@@ -144,13 +144,12 @@ static int find_version(struct tx *x, unsigned block)
 	struct tx_facts facts = x->facts;
 	struct tx_version *v;
 
-	/* What is known of a sum of registers stays; who holds what in this block does not. */
-	facts_widen(&facts);
 	for (unsigned n = 0; n < x->versions; n++) {
 		v = &x->pool->version[n];
 		if (v->block == block && facts_imply(&x->facts, &v->facts))
 			return (int)n;
 	}
+	facts_widen(&facts);
 	for (unsigned n = 0; n < x->versions; n++) {
 		v = &x->pool->version[n];
 		if (v->block == block && !v->code) {
