@@ -1,5 +1,4 @@
 /* Random programs for the translator's differential test: see transgen.h. */
-#include <stdio.h>
 #include <string.h>
 
 #include "transgen.h"
@@ -19,34 +18,6 @@ const struct window windows[] = {
 	{ 0xffff888040000000ull, 512, false, "L" }, /* a large page */
 };
 const unsigned window_count = sizeof(windows) / sizeof(windows[0]);
-
-/* --- bytes --- */
-
-static void put(struct gadget *g, const void *bytes, unsigned size)
-{
-	memcpy(g->bytes + g->length, bytes, size);
-	g->length += size;
-}
-
-static void put8(struct gadget *g, unsigned byte)
-{
-	g->bytes[g->length++] = (uint8_t)byte;
-}
-
-static void put32(struct gadget *g, uint32_t value)
-{
-	put(g, &value, 4);
-}
-
-/* A 32-bit field here, the last of its instruction but for `after` bytes. */
-static void put_fix(struct gadget *g, int kind, unsigned target, unsigned after)
-{
-	g->fix[g->fixes].kind = kind;
-	g->fix[g->fixes].at = g->length;
-	g->fix[g->fixes].end = g->length + 4 + after;
-	g->fix[g->fixes++].target = target;
-	put32(g, 0);
-}
 
 static unsigned new_entry(struct program *p, struct table_entry e)
 {
@@ -437,8 +408,9 @@ void program_make(struct program *p, struct insn_source *s, unsigned count)
 
 /* --- placing --- */
 
-static uint32_t fixed_value(const struct program *p, const struct gadget *g, unsigned n)
+static uint32_t fixed_value(const void *program, const struct gadget *g, unsigned n)
 {
+	const struct program *p = program;
 	unsigned end = g->at + g->fix[n].end, target = g->fix[n].target;
 	const struct gadget *to = target < p->count ? &p->gadget[target] : g;
 
@@ -458,65 +430,12 @@ static uint32_t fixed_value(const struct program *p, const struct gadget *g, uns
 
 void program_place(struct program *p, uint8_t *code)
 {
-	unsigned at = (unsigned)p->start;
-
-	memset(code, 0xcc, CODE_PAGES * 4096);
-	for (unsigned n = 0; n < p->count; n++) {
-		struct gadget *g = &p->gadget[n];
-
-		if (g->gap) {
-			unsigned next = ((at + 4096) & ~0xfffu) + (n * 64 & 0xfff);
-
-			if (next + 5000 < CODE_PAGES * 4096) {
-				uint32_t distance = next - (at + 5);
-
-				code[at] = 0xe9;
-				memcpy(code + at + 1, &distance, 4);
-				at = next;
-			}
-		}
-		g->at = at;
-		at += g->length;
-	}
-	for (unsigned n = 0; n < p->count; n++) {
-		struct gadget *g = &p->gadget[n];
-
-		memcpy(code + g->at, g->bytes, g->length);
-		for (unsigned k = 0; k < g->fixes; k++) {
-			uint32_t value = fixed_value(p, g, k);
-
-			if (g->fix[k].kind == FIX_LABEL8)
-				code[g->at + g->fix[k].at] = (int32_t)value < 128 && (int32_t)value >= -128 ? (uint8_t)value : 0;
-			else
-				memcpy(code + g->at + g->fix[k].at, &value, 4);
-		}
-		if (g->dropped)
-			memset(code + g->at, 0x90, g->length);
-	}
+	gadgets_place(p->gadget, p->count, (unsigned)p->start, code, fixed_value, p);
 }
 
 void program_print(const struct program *p, const uint8_t *code)
 {
-	ZydisDisassembledInstruction d;
-
-	for (unsigned n = 0; n < p->count; n++) {
-		const struct gadget *g = &p->gadget[n];
-
-		if (g->dropped)
-			continue;
-		for (unsigned at = 0; at < g->length; at += d.info.length) {
-			uint64_t address = program_base(p) + g->at + at;
-
-			if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, address, code + g->at + at, g->length - at, &d))) {
-				printf("  %2u %#llx ??\n", n, (unsigned long long)address);
-				break;
-			}
-			printf("  %2u %#llx ", n, (unsigned long long)address);
-			for (unsigned k = 0; k < d.info.length; k++)
-				printf("%02x", code[g->at + at + k]);
-			printf("  %s\n", d.text);
-		}
-	}
+	gadgets_print(p->gadget, p->count, code, ZYDIS_MACHINE_MODE_LONG_64, program_base(p));
 }
 
 /* --- one run's values --- */

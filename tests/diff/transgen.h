@@ -1,8 +1,7 @@
 /*
  * Random programs for the differential test of the translator, and the guest's address space that they run in.
  *
- * A program is a row of gadgets (an instruction with what its operand needs, a loop's end, a call, a store into code …) at one or several code
- * pages. What varies between runs of the same program comes from the registers and from a table in guest memory: pointers are
+ * A program is a row of gadgets (gadget.h) at one or several code pages. What varies between runs of the same program comes from the registers and from a table in guest memory: pointers are
  * loaded from the table before they are used, so that code which was translated for one slot meets another.
  *
  * Windows: where pointers aim. The same few pages of RAM are seen through all of them.
@@ -11,11 +10,11 @@
 #define TESTS_TRANSGEN_H
 
 #include "engine/engine_state.h"
+#include "gadget.h"
 #include "random_insn.h"
 
 #define USER_CODE 0x20000000ull
 #define KERNEL_CODE 0xffffffff81000000ull
-#define CODE_PAGES 16u
 #define NEAR_WINDOW 0x100000u /* windows at these offsets from the code */
 #define NEAR_TABLE 0x300000u
 #define LOW_WINDOW 0x10000000ull
@@ -23,8 +22,6 @@
 #define USER_TABLE 0x30000000ull /* below 2 GiB: addressed absolutely */
 
 #define TABLE_ENTRIES 512u
-#define GADGETS_MAX 64u
-#define GADGET_BYTES 96u
 
 /* How a table entry is computed for each run. */
 enum entry_kind { ENTRY_RANDOM, ENTRY_SMALL, ENTRY_POINTER, ENTRY_INDEX_POINTER, ENTRY_BOTH_POINTER, ENTRY_LABEL, ENTRY_COUNTER,
@@ -38,21 +35,6 @@ struct table_entry {
 	int segment;	 /* 0 none, SEG_FS, SEG_GS */
 	bool low;	 /* the address has 32 bits */
 	unsigned gadget; /* ENTRY_LABEL: the first that it may name */
-};
-
-struct gadget {
-	uint8_t bytes[GADGET_BYTES];
-	unsigned length, at; /* at: offset from the code's base */
-	/* Fields that depend on where things lie. */
-	struct {
-		enum { FIX_LABEL, FIX_LABEL8, FIX_WINDOW, FIX_TABLE, FIX_PATCH, FIX_ABSOLUTE } kind;
-		unsigned at, end; /* of the field; of its instruction */
-		unsigned target;  /* gadget, or offset */
-	} fix[8];
-	unsigned fixes;
-	unsigned patch_at; /* of an immediate that may be overwritten; 0 none */
-	bool gap;	   /* goes to another page */
-	bool dropped;	   /* while shrinking: NOPs instead */
 };
 
 struct program {

@@ -1,5 +1,4 @@
 /* Random 32-bit programs: see transgen32.h. */
-#include <stdio.h>
 #include <string.h>
 
 #include "transgen32.h"
@@ -16,34 +15,6 @@ const struct window32 windows32[] = {
 };
 const unsigned window32_count = sizeof(windows32) / sizeof(windows32[0]);
 
-/* --- bytes --- */
-
-static void put(struct gadget32 *g, const void *bytes, unsigned size)
-{
-	memcpy(g->bytes + g->length, bytes, size);
-	g->length += size;
-}
-
-static void put8(struct gadget32 *g, unsigned byte)
-{
-	g->bytes[g->length++] = (uint8_t)byte;
-}
-
-static void put32(struct gadget32 *g, uint32_t value)
-{
-	put(g, &value, 4);
-}
-
-/* A field of 32 bits here, the last of its instruction but for `after` bytes. */
-static void put_fix(struct gadget32 *g, int kind, unsigned target, unsigned after)
-{
-	g->fix[g->fixes].kind = kind;
-	g->fix[g->fixes].at = g->length;
-	g->fix[g->fixes].end = g->length + 4 + after;
-	g->fix[g->fixes++].target = target;
-	put32(g, 0);
-}
-
 static unsigned new_entry(struct program32 *p, struct entry32 e)
 {
 	if (p->entries == ENTRIES32)
@@ -53,7 +24,7 @@ static unsigned new_entry(struct program32 *p, struct entry32 e)
 }
 
 /* mov table[entry], reg */
-static void load_entry(struct gadget32 *g, unsigned reg, unsigned entry)
+static void load_entry(struct gadget *g, unsigned reg, unsigned entry)
 {
 	if (reg == GPR_RAX && (entry & 1)) {
 		put8(g, 0xa1);
@@ -176,7 +147,7 @@ static int gpr_id(ZydisRegister reg)
 	return class == ZYDIS_REGCLASS_GPR32 || class == ZYDIS_REGCLASS_GPR16 ? ZydisRegisterGetId(reg) : -1;
 }
 
-static void aim(struct program32 *p, struct gadget32 *g, struct insn_source *s, uint8_t *b, const ZydisDecodedInstruction *z,
+static void aim(struct program32 *p, struct gadget *g, struct insn_source *s, uint8_t *b, const ZydisDecodedInstruction *z,
 	const ZydisDecodedOperand *op)
 {
 	int base = gpr_id(op->mem.base), index = gpr_id(op->mem.index);
@@ -205,7 +176,7 @@ static void aim(struct program32 *p, struct gadget32 *g, struct insn_source *s, 
 		load_entry(g, (unsigned)base, new_entry(p, e));
 }
 
-static void random_insn(struct program32 *p, struct gadget32 *g, struct insn_source *s)
+static void random_insn(struct program32 *p, struct gadget *g, struct insn_source *s)
 {
 	uint8_t b[48];
 	ZydisDecoder decoder;
@@ -240,7 +211,7 @@ static void random_insn(struct program32 *p, struct gadget32 *g, struct insn_sou
 	put(g, b, z.length);
 }
 
-static void stack_gadget(struct program32 *p, struct gadget32 *g, struct insn_source *s)
+static void stack_gadget(struct program32 *p, struct gadget *g, struct insn_source *s)
 {
 	unsigned reg = pick(s, 8);
 
@@ -317,7 +288,7 @@ static unsigned forward(struct program32 *p, struct insn_source *s, unsigned n)
 	return to < p->count ? to : p->count - 1;
 }
 
-static void branch_gadget(struct program32 *p, struct gadget32 *g, struct insn_source *s, unsigned n)
+static void branch_gadget(struct program32 *p, struct gadget *g, struct insn_source *s, unsigned n)
 {
 	unsigned to = forward(p, s, n), label, reg = pick(s, 8);
 
@@ -327,11 +298,11 @@ static void branch_gadget(struct program32 *p, struct gadget32 *g, struct insn_s
 	case 2:
 		put8(g, 0x0f);
 		put8(g, 0x80 | pick(s, 16));
-		put_fix(g, FIX32_LABEL, to, 0);
+		put_fix(g, FIX_LABEL, to, 0);
 		break;
 	case 3: /* jcc, loop, jecxz */
 		put8(g, pick(s, 2) ? 0x70 | pick(s, 16) : 0xe0 | pick(s, 4));
-		g->fix[g->fixes].kind = FIX32_LABEL8;
+		g->fix[g->fixes].kind = FIX_LABEL8;
 		g->fix[g->fixes].at = g->length;
 		g->fix[g->fixes].end = g->length + 1;
 		g->fix[g->fixes++].target = n + 1 < p->count ? n + 1 : n;
@@ -339,16 +310,16 @@ static void branch_gadget(struct program32 *p, struct gadget32 *g, struct insn_s
 		break;
 	case 4:
 		put8(g, 0xe9);
-		put_fix(g, FIX32_LABEL, to, 0);
+		put_fix(g, FIX_LABEL, to, 0);
 		break;
 	case 5:
 	case 6:
 		put8(g, 0xe8);
-		put_fix(g, FIX32_LABEL, to, 0);
+		put_fix(g, FIX_LABEL, to, 0);
 		break;
 	case 7:
 		put8(g, 0x68);
-		put_fix(g, FIX32_ADDRESS, to, 0);
+		put_fix(g, FIX_ABSOLUTE, to, 0);
 		put(g, pick(s, 3) ? "\xc3\x90\x90" : "\xc2\x10\x00", 3);
 		break;
 	case 8: /* jmp, call *table */
@@ -370,7 +341,7 @@ static void branch_gadget(struct program32 *p, struct gadget32 *g, struct insn_s
 		put(g, "\xff\x0d", 2);
 		put32(g, TABLE32 + label * 4);
 		put(g, "\x0f\x85", 2);
-		put_fix(g, FIX32_LABEL, n > 6 ? n - pick(s, 6) : pick(s, n + 1), 0);
+		put_fix(g, FIX_LABEL, n > 6 ? n - pick(s, 6) : pick(s, n + 1), 0);
 		break;
 	default: /* mov $n, %ecx; loop to itself */
 		put8(g, 0xb9);
@@ -379,7 +350,7 @@ static void branch_gadget(struct program32 *p, struct gadget32 *g, struct insn_s
 	}
 }
 
-static void load_segment(struct gadget32 *g, struct insn_source *s, unsigned seg, uint16_t selector)
+static void load_segment(struct gadget *g, struct insn_source *s, unsigned seg, uint16_t selector)
 {
 	(void)s;
 	put8(g, 0xb8);
@@ -388,7 +359,7 @@ static void load_segment(struct gadget32 *g, struct insn_source *s, unsigned seg
 	put8(g, 0xc0 | seg << 3);
 }
 
-static void system_gadget(struct program32 *p, struct gadget32 *g, struct insn_source *s, unsigned n)
+static void system_gadget(struct program32 *p, struct gadget *g, struct insn_source *s, unsigned n)
 {
 	switch (pick(s, 11)) {
 	case 0:
@@ -426,7 +397,7 @@ static void system_gadget(struct program32 *p, struct gadget32 *g, struct insn_s
 		put8(g, 0x6a);
 		put8(g, p->user ? SEL_USER_CODE : SEL_CODE);
 		put8(g, 0x68);
-		put_fix(g, FIX32_ADDRESS, forward(p, s, n), 0);
+		put_fix(g, FIX_ABSOLUTE, forward(p, s, n), 0);
 		put8(g, 0xcf);
 		break;
 	default:
@@ -434,7 +405,7 @@ static void system_gadget(struct program32 *p, struct gadget32 *g, struct insn_s
 	}
 }
 
-static void code_gadget(struct program32 *p, struct gadget32 *g, struct insn_source *s)
+static void code_gadget(struct program32 *p, struct gadget *g, struct insn_source *s)
 {
 	if (pick(s, 2)) {
 		put8(g, 0xb8 | pick(s, 4));
@@ -443,13 +414,13 @@ static void code_gadget(struct program32 *p, struct gadget32 *g, struct insn_sou
 		return;
 	}
 	put(g, "\xc7\x05", 2);
-	put_fix(g, FIX32_PATCH, pick(s, p->count), 4);
+	put_fix(g, FIX_PATCH, pick(s, p->count), 4);
 	put32(g, (uint32_t)next_random(s));
 }
 
 static void make_gadget(struct program32 *p, struct insn_source *s, unsigned n)
 {
-	struct gadget32 *g = &p->gadget[n];
+	struct gadget *g = &p->gadget[n];
 	unsigned kind = pick(s, 100);
 
 	do {
@@ -483,15 +454,16 @@ void program32_make(struct program32 *p, struct insn_source *s, unsigned count)
 
 /* --- placing --- */
 
-static uint32_t fixed_value(const struct program32 *p, const struct gadget32 *g, unsigned n)
+static uint32_t fixed_value(const void *program, const struct gadget *g, unsigned n)
 {
+	const struct program32 *p = program;
 	unsigned target = g->fix[n].target;
-	const struct gadget32 *to = target < p->count ? &p->gadget[target] : g;
+	const struct gadget *to = target < p->count ? &p->gadget[target] : g;
 
 	switch (g->fix[n].kind) {
-	case FIX32_ADDRESS:
+	case FIX_ABSOLUTE:
 		return CODE32 + to->at;
-	case FIX32_PATCH:
+	case FIX_PATCH:
 		return to->patch_at ? CODE32 + to->at + to->patch_at : DATA32;
 	default:
 		return to->at - (g->at + g->fix[n].end);
@@ -500,58 +472,10 @@ static uint32_t fixed_value(const struct program32 *p, const struct gadget32 *g,
 
 void program32_place(struct program32 *p, uint8_t *ram)
 {
-	uint8_t *code = ram + CODE32;
-	unsigned at = p->start;
-
-	memset(code, 0xcc, CODE32_PAGES * 4096);
-	for (unsigned n = 0; n < p->count; n++) {
-		struct gadget32 *g = &p->gadget[n];
-		unsigned next = ((at + 4096) & ~0xfffu) + (n * 64 & 0xfff);
-
-		if (g->gap && next + 5000 < CODE32_PAGES * 4096) {
-			uint32_t distance = next - (at + 5);
-
-			code[at] = 0xe9;
-			memcpy(code + at + 1, &distance, 4);
-			at = next;
-		}
-		g->at = at;
-		at += g->length;
-	}
-	for (unsigned n = 0; n < p->count; n++) {
-		struct gadget32 *g = &p->gadget[n];
-
-		memcpy(code + g->at, g->bytes, g->length);
-		for (unsigned k = 0; k < g->fixes; k++) {
-			uint32_t value = fixed_value(p, g, k);
-
-			if (g->fix[k].kind == FIX32_LABEL8)
-				code[g->at + g->fix[k].at] = (int32_t)value < 128 && (int32_t)value >= -128 ? (uint8_t)value : 0;
-			else
-				memcpy(code + g->at + g->fix[k].at, &value, 4);
-		}
-		if (g->dropped)
-			memset(code + g->at, 0x90, g->length);
-	}
+	gadgets_place(p->gadget, p->count, p->start, ram + CODE32, fixed_value, p);
 }
 
 void program32_print(const struct program32 *p, const uint8_t *ram)
 {
-	ZydisDisassembledInstruction d;
-
-	for (unsigned n = 0; n < p->count; n++) {
-		const struct gadget32 *g = &p->gadget[n];
-		const uint8_t *code = ram + CODE32 + g->at;
-
-		for (unsigned at = 0; !g->dropped && at < g->length; at += d.info.length) {
-			if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LEGACY_32, CODE32 + g->at + at, code + at, g->length - at, &d))) {
-				printf("  %2u %#x ??\n", n, CODE32 + g->at + at);
-				break;
-			}
-			printf("  %2u %#x ", n, CODE32 + g->at + at);
-			for (unsigned k = 0; k < d.info.length; k++)
-				printf("%02x", code[at + k]);
-			printf("  %s\n", d.text);
-		}
-	}
+	gadgets_print(p->gadget, p->count, ram + CODE32, ZYDIS_MACHINE_MODE_LEGACY_32, CODE32);
 }

@@ -1,7 +1,6 @@
 /*
  * Random 32-bit programs for the differential test of the translator, and where they run: see transtest32.c. A program is a row of gadgets
- * (an instruction with what its operand needs, a branch, stack work, a store into code …); what varies between two runs of it
- * comes from the registers and from a table in guest memory.
+ * (gadget.h); what varies between two runs of it comes from the registers and from a table in guest memory.
  *
  *   linear addresses, equal to physical ones below 8 MiB
  *   60000 GDT, IDT, TSS, handlers, stack of exceptions | 70000 the table | 80000 code | 100000 data
@@ -11,12 +10,12 @@
 #define TESTS_TRANSGEN32_H
 
 #include "engine/engine_state.h"
+#include "gadget.h"
 #include "random_insn.h"
 
 #define SYSTEM32 0x60000u
 #define TABLE32 0x70000u
 #define CODE32 0x80000u
-#define CODE32_PAGES 16u
 #define DATA32 0x100000u
 #define DATA32_PAGES 12u
 #define LARGE32 0x400000u
@@ -24,7 +23,6 @@
 #define MMIO32 0xe0000000u
 
 #define ENTRIES32 256u
-#define GADGETS32_MAX 64u
 
 enum paging32 { PAGING_COMPAT, PAGING_NONE, PAGING_32, PAGING_PAE, PAGING_KINDS };
 
@@ -45,23 +43,11 @@ struct entry32 {
 	int segment;	 /* SEG_FS, SEG_GS, 0 */
 };
 
-struct gadget32 {
-	uint8_t bytes[96];
-	unsigned length, at;
-	struct {
-		enum { FIX32_LABEL, FIX32_LABEL8, FIX32_PATCH, FIX32_ADDRESS } kind;
-		unsigned at, end, target;
-	} fix[4];
-	unsigned fixes;
-	unsigned patch_at;
-	bool gap, dropped;
-};
-
 struct program32 {
 	enum paging32 paging;
 	bool user;
 	unsigned count, entries, start;
-	struct gadget32 gadget[GADGETS32_MAX];
+	struct gadget gadget[GADGETS_MAX];
 	struct entry32 table[ENTRIES32];
 };
 

@@ -191,7 +191,7 @@ static void map_all(struct tester *t, struct side *side)
 {
 	map_range(t, side, SYSTEM32, 6, false);
 	map_range(t, side, TABLE32, 1, true);
-	map_range(t, side, CODE32, CODE32_PAGES, true);
+	map_range(t, side, CODE32, CODE_PAGES, true);
 	map_range(t, side, DATA32, DATA32_PAGES, true);
 	map_range(t, side, RAM32_SIZE - 0x1000, 1, true);
 	for (unsigned n = 0; n < window32_count; n++) {
@@ -676,7 +676,7 @@ int main(int argc, char **argv)
 		else if (c == 'f')
 			first = strtoull(optarg, NULL, 0);
 		else if (c == 'l')
-			length = (unsigned)atoi(optarg) > GADGETS32_MAX ? GADGETS32_MAX : (unsigned)atoi(optarg);
+			length = (unsigned)atoi(optarg) > GADGETS_MAX ? GADGETS_MAX : (unsigned)atoi(optarg);
 		else if (c == 'r')
 			t->runs = (unsigned)atoi(optarg);
 		else if (c == 'k')
