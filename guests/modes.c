@@ -30,6 +30,8 @@ static void trip(void)
 
 static void check(void)
 {
+	volatile word bottom = 0; /* the compiler knows better than to read there */
+
 	CHECK(result(R_COMPAT_INC) == 6);
 	CHECK(result(R_COMPAT_WRAP) == 0x77);
 	CHECK((result(R_EFER) & 0x500) == 0x100); /* LMA goes with paging */
@@ -45,6 +47,8 @@ static void check(void)
 	CHECK_REAL(result(R_GP_SP) == 0x7000 - 6);
 	CHECK(result(R_SEGMENT) == 6);
 	CHECK(result(R_HMA) == *(volatile uint16_t *)0x100000);
+	CHECK(result(R_HMA_SHUT) == *(volatile uint16_t *)bottom && result(R_HMA_SHUT) != result(R_HMA));
+	CHECK(result(R_HMA_AGAIN) == result(R_HMA));
 	CHECK(result(R_FAR_CS) == TRAMPOLINE >> 4);
 	CHECK(result(R_SP_WRAP) == 0xfffe4321);
 	CHECK(result(R_LOOP) == 3 && result(R_LOOP_ECX) == 0x10000);

@@ -32,5 +32,7 @@
 #define R_IRET_IF 0x60
 #define R_V86 0x64
 #define R_BACK 0x68
+#define R_HMA_SHUT 0x6c
+#define R_HMA_AGAIN 0x70
 
 #endif

@@ -122,9 +122,18 @@ real_gp:
 	movw	$0xffff, %ax
 	movw	%ax, %ds
 	movw	0x10, %bx		/* 0xffff0 + 0x10 = 1 MiB: A20 is open */
+	inb	$0x92, %al
+	andb	$0xfc, %al
+	outb	%al, $0x92
+	movw	0x10, %cx		/* shut: 0 */
+	orb	$2, %al
+	outb	%al, $0x92
+	movw	0x10, %dx
 	xorw	%ax, %ax
 	movw	%ax, %ds
 	movw	%bx, OUT(R_HMA)
+	movw	%cx, OUT(R_HMA_SHUT)
+	movw	%dx, OUT(R_HMA_AGAIN)
 	lcall	$(TRAMPOLINE >> 4), $(far_function - trampoline_start)
 	xorl	%esp, %esp		/* SP wraps to 0xfffe */
 	pushw	$0x4321

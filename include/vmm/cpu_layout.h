@@ -32,6 +32,7 @@ struct ram_range {
 struct ram_layout {
 	struct ram_range ranges[RAM_RANGE_MAX]; /* sorted by gpa, disjoint */
 	uint64_t file_size;			/* bytes of the memfd */
+	uint64_t lines_off; /* gpa bits that vcpus have forced to 0: bit 20 while the A20 gate is shut, else none */
 };
 
 #endif

@@ -1,7 +1,6 @@
 /*
  * 8042 keyboard controller (0x60, 0x64) with a minimal keyboard, no mouse, and system control port A (0x92). Device
- * lock held for every call. The A20 gate's bit is kept and read back, but A20 is never masked: processors since 2013 have
- * no such pin.
+ * lock held for every call. Either controller moves the A20 gate.
  */
 #ifndef VMM_DEV_I8042_H
 #define VMM_DEV_I8042_H
@@ -18,6 +17,8 @@ struct i8042;
 struct i8042_host {
 	/* The guest pulses the reset line. Inside a port write: latch it and return. */
 	void (*reset)(void *ctx);
+	/* The A20 gate opens or shuts; also at a reset, which opens it. May be NULL. */
+	void (*a20)(void *ctx, bool open);
 	void *ctx;
 };
 

@@ -99,6 +99,12 @@ struct mem_mapping {
 int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned count);
 
 /*
+ * The A20 gate: shut, vcpus reach gpa & ~1 MiB instead of gpa, in all modes and for RAM and MMIO alike; what the VMM itself
+ * accesses (DMA) does not pass it. Calls layout_changed() if that is a change. Device lock held.
+ */
+void mem_set_a20(struct guest_mem *mem, bool open);
+
+/*
  * Writes bytes of the memfd at `offset`, whether the guest can see them at the moment or not: RAM behind a ROM, a flash that
  * answers otherwise. The range lies in the file. Device lock held.
  */

@@ -198,6 +198,8 @@ static void outport_write(struct i8042 *kbd, uint8_t value)
 	struct i8042_state *s = &kbd->state;
 
 	s->outport = (value & OUT_A20) | OUT_RUN;
+	if (kbd->host.a20)
+		kbd->host.a20(kbd->host.ctx, value & OUT_A20);
 	if (!(value & OUT_RUN) && kbd->host.reset)
 		kbd->host.reset(kbd->host.ctx);
 }

@@ -31,6 +31,7 @@ uint64_t physical_read(struct engine *e, uint64_t gpa, unsigned size)
 	uint64_t offset = ram_offset(e, gpa, NULL);
 	uint64_t mask = size >= 8 ? ~0ull : (1ull << size * 8) - 1;
 
+	gpa &= ~e->block->ram.lines_off;
 	if (offset != ~0ull)
 		return host_load((uint64_t)(uintptr_t)ram_at(e, offset, false), size);
 	if (e->overlay)
@@ -54,6 +55,7 @@ void physical_write(struct engine *e, uint64_t gpa, unsigned size, uint64_t valu
 	uint64_t offset = ram_offset(e, gpa, &readonly);
 	uint64_t mask = size >= 8 ? ~0ull : (1ull << size * 8) - 1;
 
+	gpa &= ~e->block->ram.lines_off;
 	if (offset != ~0ull) {
 		if (readonly && write_exits(e, gpa)) {
 			e->stats->emul_mmio++;

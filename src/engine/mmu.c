@@ -25,6 +25,7 @@ struct walk_step {
 
 uint64_t ram_offset(const struct engine *e, uint64_t gpa, bool *readonly)
 {
+	gpa &= ~e->block->ram.lines_off;
 	for (unsigned n = 0; n < RAM_RANGE_MAX; n++) {
 		const struct ram_range *r = &e->block->ram.ranges[n];
 

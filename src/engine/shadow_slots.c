@@ -345,7 +345,7 @@ static void follow_registers(struct engine *e)
 		slots_detach(s);
 		s->layout = (uint8_t)layout;
 	}
-	s->served = !s->broken;
+	s->served = !s->broken && !e->block->ram.lines_off; /* large pages are mapped by the layout's ranges as they are */
 	s->root = s->served && layout == LAYOUT_WIDE ? ram_offset(e, cpu->cr3 & PTE_FRAME, NULL) : ~0ull;
 	if (layout == LAYOUT_WIDE && s->root == ~0ull)
 		s->served = false;

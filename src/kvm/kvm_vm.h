@@ -14,7 +14,7 @@
 
 #define KVM_NOTIFY_MAX 256
 #define KVM_MSR_MAX 64
-#define KVM_MEMSLOTS RAM_RANGE_MAX
+#define KVM_MEMSLOTS (2 * RAM_RANGE_MAX)
 
 struct kvm_vcpu;
 

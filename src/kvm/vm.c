@@ -180,6 +180,40 @@ int kvm_memory_set_slot(struct kvm_vm *vm, unsigned slot, const struct ram_range
 	return kvm_ioctl_ptr(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
+/* [start, end) of `in`, as seen at `shift` bytes above. */
+static void add_part(struct ram_range *out, unsigned *count, struct ram_range r, uint64_t start, uint64_t end, uint64_t shift)
+{
+	uint64_t from = r.gpa > start ? r.gpa : start, to = r.gpa + r.size < end ? r.gpa + r.size : end;
+
+	if (from >= to)
+		return;
+	r.offset += from - r.gpa;
+	r.gpa = from + shift;
+	r.size = to - from;
+	out[(*count)++] = r;
+}
+
+/*
+ * The layout as vcpus see it. KVM knows of no A20 gate; while it is shut, the second MiB, which is all that real mode reaches
+ * with the line set, shows what the first does. The other odd MiBs stay as they are.
+ */
+static void ranges_seen(const struct ram_layout *layout, struct ram_range out[KVM_MEMSLOTS])
+{
+	const uint64_t mib = 1ull << 20;
+	unsigned count = 0;
+
+	memset(out, 0, KVM_MEMSLOTS * sizeof(*out));
+	for (unsigned i = 0; i < RAM_RANGE_MAX && layout->ranges[i].size; i++) {
+		if (!layout->lines_off) {
+			out[count++] = layout->ranges[i];
+			continue;
+		}
+		add_part(out, &count, layout->ranges[i], 0, mib, 0);
+		add_part(out, &count, layout->ranges[i], 0, mib, mib);
+		add_part(out, &count, layout->ranges[i], 2 * mib, ~0ull, 0);
+	}
+}
+
 static bool is_in(const struct ram_range *range, const struct ram_range *list)
 {
 	for (unsigned i = 0; i < KVM_MEMSLOTS; i++)
@@ -191,9 +225,10 @@ static bool is_in(const struct ram_range *range, const struct ram_range *list)
 /* Ranges that are no more go first, so that no two slots ever overlap; those that stay keep their slots. */
 int kvm_memory_changed(struct kvm_vm *vm, struct error *err)
 {
-	const struct ram_range *ranges = vm->config.mem->layout.ranges;
+	struct ram_range ranges[KVM_MEMSLOTS];
 	int rc = 0;
 
+	ranges_seen(&vm->config.mem->layout, ranges);
 	for (unsigned i = 0; i < KVM_MEMSLOTS && !rc; i++) {
 		if (!vm->slots[i].size || is_in(&vm->slots[i], ranges))
 			continue;

@@ -62,6 +62,13 @@ static void on_reset(void *ctx)
 	event_loop_stop(m->loop);
 }
 
+static void on_a20(void *ctx, bool open)
+{
+	struct machine *m = ctx;
+
+	mem_set_a20(m->mem, open);
+}
+
 static void on_debug_exit(void *ctx, uint32_t value)
 {
 	machine_stop(ctx, MACHINE_DEBUG_EXIT, (int)((value << 1 | 1) & 0xff), "%s", "");
@@ -179,7 +186,7 @@ static int ports_create(struct machine *m, struct error *err)
 {
 	const struct serial_host com1 = {on_console_output, on_console_ready, m, answers(m)};
 	const struct serial_host nobody = {.answers = answers(m)};
-	const struct i8042_host kbd = {on_reset, m};
+	const struct i8042_host kbd = {on_reset, on_a20, m};
 	const struct acpi_pm_host pm = {on_poweroff, m, answers(m)};
 	const struct debug_host debug = {on_debug_exit, m->firmware_log ? on_firmware_log : NULL, m};
 	int rc;

@@ -26,6 +26,7 @@
 #include "vmm/error.h"
 
 #define PAGE_BYTES 4096ull
+#define A20_LINE (1ull << 20)
 #define HUGE_BYTES (2ull << 20)
 #define RAM_MIN (1ull << 20)
 #define RAM_MAX (GPA_PCI_MMIO64 - (GPA_HIGH_RAM - GPA_LOW_RAM_SPLIT)) /* RAM ends below the 64-bit BARs */
@@ -217,6 +218,7 @@ static bool layout_replace(const struct ram_layout *in, const struct mem_mapping
 
 	memset(out, 0, sizeof(*out));
 	out->file_size = in->file_size;
+	out->lines_off = in->lines_off;
 	for (unsigned i = 0; i < n; i++)
 		fits = fits && append_range(out, &count, cut(in->ranges[i], 0, m->gpa));
 	fits = fits && append_range(out, &count, r);
@@ -232,6 +234,16 @@ static bool mapping_is_sound(const struct guest_mem *mem, const struct mem_mappi
 	return m->access == MEM_NONE || (m->size <= mem->file_size && m->offset <= mem->file_size - m->size);
 }
 
+static void layout_take(struct guest_mem *mem, const struct ram_layout *layout)
+{
+	if (!memcmp(layout, &mem->layout, sizeof(*layout)))
+		return;
+	mem->layout = *layout;
+	if (mem->layout_changed)
+		mem->layout_changed(mem->layout_ctx);
+	mem->hidden_written = false;
+}
+
 int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned count)
 {
 	struct ram_layout layout = mem->layout, next;
@@ -243,13 +255,16 @@ int mem_map(struct guest_mem *mem, const struct mem_mapping *list, unsigned coun
 			return -ENOSPC;
 		layout = next;
 	}
-	if (!memcmp(&layout, &mem->layout, sizeof(layout)))
-		return 0;
-	mem->layout = layout;
-	if (mem->layout_changed)
-		mem->layout_changed(mem->layout_ctx);
-	mem->hidden_written = false;
+	layout_take(mem, &layout);
 	return 0;
+}
+
+void mem_set_a20(struct guest_mem *mem, bool open)
+{
+	struct ram_layout layout = mem->layout;
+
+	layout.lines_off = open ? 0 : A20_LINE;
+	layout_take(mem, &layout);
 }
 
 void mem_store(struct guest_mem *mem, uint64_t offset, const void *src, uint64_t length)

@@ -86,7 +86,7 @@ static void on_ready(void *ctx)
 static void machine_start(struct machine *m, pthread_mutex_t *lock)
 {
 	struct apic_sink sink = { on_deliver, on_extint, on_eoi_vectors, m };
-	struct i8042_host kbd_host = { on_event, m };
+	struct i8042_host kbd_host = { .reset = on_event, .ctx = m };
 	struct debug_host debug_host = { on_exit_port, on_bytes, m };
 	struct answer_sink answers = { answers_publish, &m->answers };
 	struct serial_host serial_host = { on_bytes, on_ready, m, answers };

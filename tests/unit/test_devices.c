@@ -21,6 +21,7 @@ static struct debug_ports *ports;
 static char sent[256];
 static size_t sent_size;
 static unsigned ready_calls, resets, exits;
+static bool a20;
 static uint32_t exit_value;
 
 static void on_output(void *ctx, const uint8_t *data, size_t length)
@@ -40,6 +41,11 @@ static void on_reset(void *ctx)
 	resets++;
 }
 
+static void on_a20(void *ctx, bool open)
+{
+	a20 = open;
+}
+
 static void on_exit_port(void *ctx, uint32_t value)
 {
 	exits++;
@@ -49,7 +55,7 @@ static void on_exit_port(void *ctx, uint32_t value)
 static void setup(void)
 {
 	struct serial_host serial_host = { on_output, on_ready, NULL, { answers_publish, &bench_answers } };
-	struct i8042_host kbd_host = { on_reset, NULL };
+	struct i8042_host kbd_host = { .reset = on_reset, .a20 = on_a20 };
 	struct debug_host debug_host = { on_exit_port, on_output, NULL };
 
 	bench_start();
@@ -203,10 +209,20 @@ START_TEST(i8042_controller)
 	inb(0x60);
 	outb(0x64, 0xd1);
 	outb(0x60, 0xdd);
+	ck_assert(!a20);
 	ck_assert_uint_eq(inb(0x92) & 2, 0);
 	ck_assert_uint_eq(kbd_ask(0xd0) & 2, 0);
 	outb(0x92, 0x02);
+	ck_assert(a20);
 	ck_assert_uint_eq(inb(0x92) & 2, 2);
+	outb(0x64, 0xdd);
+	ck_assert(!a20);
+	outb(0x64, 0xdf);
+	ck_assert(a20);
+	outb(0x92, 0x00);
+	ck_assert(!a20);
+	i8042_reset(kbd);
+	ck_assert(a20);
 	ck_assert_uint_eq(kbd_ask(0xd0) & 2, 2);
 	ck_assert_uint_eq(resets, 0);
 	outb(0x64, 0xfe);

@@ -159,6 +159,33 @@ START_TEST(shadow_ram)
 }
 END_TEST
 
+START_TEST(a20_gate)
+{
+	struct guest_mem *mem;
+	struct mem_mapping map = {.gpa = 0xf0000, .size = 0x10000, .access = MEM_NONE};
+	uint8_t byte = 7;
+
+	ck_assert_int_eq(mem_create(4 * MIB, &mem, NULL), 0);
+	mem->layout_changed = note_layout;
+	layout_changes = 0;
+	mem_set_a20(mem, true);
+	ck_assert_uint_eq(layout_changes, 0);
+	mem_set_a20(mem, false);
+	mem_set_a20(mem, false);
+	ck_assert_uint_eq(layout_changes, 1);
+	ck_assert_uint_eq(mem->layout.lines_off, MIB);
+	ck_assert_int_eq(mem_map(mem, &map, 1), 0); /* keeps it */
+	ck_assert_uint_eq(mem->layout.lines_off, MIB);
+	ck_assert_int_eq(mem_write(mem, MIB, &byte, 1), 0); /* DMA does not pass the gate */
+	ck_assert_uint_eq(mem->base[MIB], 7);
+	ck_assert_uint_eq(mem->base[0], 0);
+	mem_set_a20(mem, true);
+	ck_assert_uint_eq(mem->layout.lines_off, 0);
+	ck_assert_uint_eq(layout_changes, 3);
+	mem_destroy(mem);
+}
+END_TEST
+
 #define MODEL_PAGES 1024u
 
 /* What the layout says about a page: offset page, readonly, write_exit; or nothing. */
@@ -233,6 +260,7 @@ int main(void)
 	tcase_add_test(tcase, around_the_hole);
 	tcase_add_test(tcase, rom_and_reports);
 	tcase_add_test(tcase, shadow_ram);
+	tcase_add_test(tcase, a20_gate);
 	tcase_add_test(tcase, layout_model);
 	suite_add_tcase(suite, tcase);
 	runner = srunner_create(suite);
