@@ -47,6 +47,8 @@ static inline bool bench_part_bare(enum bench_part part)
 {
 	return part == BENCH_PART_NANO || part == BENCH_PART_SMP;
 }
+/* What a work keeps busy: user mode, the kernel, the way out of the guest. Works of a kind vary alike. */
+enum bench_kind { BENCH_USER, BENCH_SYSTEM, BENCH_DEVICE, BENCH_KINDS };
 enum bench_state { BENCH_EMPTY, BENCH_OK, BENCH_FAILED, BENCH_SKIPPED, BENCH_STATES };
 
 extern const char *const bench_group_names[BENCH_GROUPS];
@@ -150,8 +152,8 @@ struct bench_result {
 	struct bench_cell cells[BENCH_WORK_MAX][BENCH_COLUMN_MAX];
 	struct bench_launch launches[BENCH_LAUNCH_MAX];
 	struct bench_profile profiles[BENCH_PARTS][BENCH_COLUMN_MAX];
-	/* How far two launches are apart, as a logarithm: their times, and their ratios to the base; below 0: not known (figure.c). */
-	double apart[2][BENCH_PARTS][BENCH_COLUMN_MAX];
+	/* The usual deviation of launches, as a logarithm: of times, of ratios to the base; guests, native; below 0: not known (figure.c). */
+	double usual[2][BENCH_PARTS][2][BENCH_KINDS];
 	char notes[16][BENCH_TEXT_MAX]; /* what was skipped and why */
 };
 
@@ -160,6 +162,7 @@ extern const struct bench_work bench_works[];
 extern const unsigned bench_works_count;
 /* The work called id among count, or -1. */
 int bench_work_find(const struct bench_work *works, unsigned count, const char *id);
+enum bench_kind bench_work_kind(const char *id);
 
 /* stats.c. Medians and percentiles sort a copy; count may be 0 (then 0). */
 double bench_quantile(const double *values, unsigned count, double q);
@@ -182,11 +185,13 @@ struct bench_figure {
 	double spread;	  /* a factor, 1 or more; 0 if the value is about nothing and has no logarithm */
 	double own;	  /* the highest over the lowest of its own launches */
 	unsigned launches;
-	bool unstable; /* its own launches differ by more than those of nearly all works */
+	bool unstable; /* its own launches differ far more than those of its kind */
 	bool known;    /* at least two launches of something stand behind the spread */
 };
-/* Fills result->apart, which the rest of figure.c needs: once, when all samples are there. */
-void bench_apart_find(struct bench_result *result);
+/* Fills result->usual, which the rest of figure.c needs: once, when all samples are there. */
+void bench_usual_find(struct bench_result *result);
+/* Student's quantile that 999 of 1,000 absolute values are below; for 6 degrees of freedom and more. */
+double bench_student(double freedom);
 /* A cell's time, or with base >= 0 its ratio to that column's, launch by neighbouring launch. */
 struct bench_figure bench_figure(const struct bench_result *result, unsigned work, unsigned column, int base);
 /* Why a cell is unstable: half a sentence with what was measured around its launches. */

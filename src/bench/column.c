@@ -1,7 +1,7 @@
 /*
- * The columns: every way of running that exists here, found by trying. An engine that this vmm does not have yet (exit
- * status 10, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence; an option that
- * it has never heard of (status 2) is a sentence. When it comes, its columns appear. What a KVM column's memory
+ * The columns: every way of running that exists here, found by trying. An engine or a shadow policy that this vmm does not have
+ * (exit status 10 or 2, see vmm(1)) or a peer that is not installed is a column that is not present, with a sentence. When it
+ * comes, its column appears. What a KVM column's memory
  * virtualisation is called comes from `vmm info`, which detects it.
  */
 #include <stdlib.h>
@@ -20,8 +20,7 @@ static const struct candidate {
 } candidates[] = {
 	{"native", "Native", BENCH_NATIVE, false, {NULL}},
 	{"interp", "vmm (interpreter)", BENCH_VMM, false, {"--backend=soft", "--engine=interp"}},
-	{"translate", "vmm (translator)", BENCH_VMM, false, {"--backend=soft", "--engine=translate"}},
-	{"translate-unsync", "vmm (translator, unsync)", BENCH_VMM, false,
+	{"translate", "vmm (translator, unsync)", BENCH_VMM, false,
 		{"--backend=soft", "--engine=translate", "--shadow=unsync"}},
 	{"translate-vtlb", "vmm (translator, vtlb)", BENCH_VMM, false,
 		{"--backend=soft", "--engine=translate", "--shadow=vtlb"}},
@@ -50,13 +49,11 @@ static bool kvm_describe(struct bench_host *host, const char *self)
 	return works;
 }
 
-enum existence { UNKNOWN, ABSENT, PRESENT };
-
 /*
  * Does this vmm take these options? Its status 2 says that it has never heard of them, 10 that they are for later
  * (vmm(1)); it then prints one sentence.
  */
-static enum existence engine_exists(struct bench_column *column, const struct bench_paths *paths)
+static bool engine_exists(struct bench_column *column, const struct bench_paths *paths)
 {
 	struct bench_child child = {.limit = 10};
 	char text[BENCH_COMMAND_MAX];
@@ -65,14 +62,14 @@ static enum existence engine_exists(struct bench_column *column, const struct be
 	if (bench_column_command(column, BENCH_PART_NANO, paths, NOTHING, child.argv, text, sizeof(text)) ||
 		bench_spawn(&child)) {
 		snprintf(column->why, sizeof(column->why), "The program itself cannot be started.");
-		return ABSENT;
+		return false;
 	}
 	status = WIFEXITED(child.status) ? WEXITSTATUS(child.status) : -1;
 	if (status != 2 && status != 10)
-		return PRESENT;
+		return true;
 	snprintf(column->why, sizeof(column->why), "%.300s",
 		strncmp(child.tail, "vmm: ", 5) ? child.tail : child.tail + 5);
-	return status == 2 ? UNKNOWN : ABSENT;
+	return false;
 }
 
 static void on_line(void *ctx, const char *line, uint64_t now)
@@ -81,23 +78,23 @@ static void on_line(void *ctx, const char *line, uint64_t now)
 }
 
 /* Does QEMU run the bare-metal guest at all? With some hosts' KVM it does not. Without the guest, yes is assumed. */
-static enum existence peer_works(struct bench_column *column, const struct bench_paths *paths)
+static bool peer_works(struct bench_column *column, const struct bench_paths *paths)
 {
 	bool ended = false;
 	struct bench_child child = {.limit = 5, .line = on_line, .ctx = &ended};
 	char text[BENCH_COMMAND_MAX];
 
 	if (!paths->nano[0])
-		return PRESENT;
+		return true;
 	if (!bench_column_command(column, BENCH_PART_NANO, paths, NOTHING, child.argv, text, sizeof(text)) &&
 		!bench_spawn(&child) && ended)
-		return PRESENT;
+		return true;
 	snprintf(column->why, sizeof(column->why), "It does not run a guest here: %.250s",
 		child.timed_out ? "nothing came within 5 s." : child.tail);
-	return ABSENT;
+	return false;
 }
 
-static enum existence column_check(struct bench_column *column, const struct candidate *c,
+static bool column_check(struct bench_column *column, const struct candidate *c,
 	const struct bench_host *host, const struct bench_paths *paths, bool kvm)
 {
 	const char *absent = NULL;
@@ -108,16 +105,16 @@ static enum existence column_check(struct bench_column *column, const struct can
 		absent = "The programs to run natively are not there; build them or give --guests.";
 	if (absent) {
 		snprintf(column->why, sizeof(column->why), "%s", absent);
-		return ABSENT;
+		return false;
 	}
 	if (c->needs_kvm && !kvm) {
 		snprintf(column->why, sizeof(column->why), "KVM does not work here: %.199s.", host->kvm);
-		return ABSENT;
+		return false;
 	}
 	switch (c->kind) {
 	case BENCH_VMM: return engine_exists(column, paths);
 	case BENCH_QEMU: return peer_works(column, paths);
-	default: return PRESENT;
+	default: return true;
 	}
 }
 
@@ -142,12 +139,10 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 {
 	const struct bench_host *host = &result->host;
 	bool kvm = kvm_describe(&result->host, paths->self);
-	unsigned policies = 0, unknown = 0;
 
 	for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
 		const struct candidate *c = &candidates[i];
 		struct bench_column column = {.kind = c->kind};
-		enum existence existence;
 
 		if (!bench_listed(chosen, c->id))
 			continue;
@@ -159,16 +154,9 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 			snprintf(column.label, sizeof(column.label), "%.*s, %.*s)",
 				(int)strcspn(c->label, ")"), c->label, (int)strcspn(host->memory_virt, " ("),
 				host->memory_virt);
-		existence = column_check(&column, c, host, paths, kvm);
-		column.present = existence == PRESENT;
-		policies += c->options[2] && existence == PRESENT;
-		unknown += c->options[2] && existence == UNKNOWN;
-		if (existence != UNKNOWN || chosen || policies)
-			result->columns[result->column_count++] = column;
+		column.present = column_check(&column, c, host, paths, kvm);
+		result->columns[result->column_count++] = column;
 	}
-	if (unknown && !policies && !chosen)
-		bench_note(result, "The translator's shadow policies are not compared with each other: this vmm has "
-				   "no option --shadow.");
 	versions_find(result, paths);
 }
 

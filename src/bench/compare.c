@@ -1,9 +1,9 @@
 /*
  * What changed between two results. A change counts only if it is more than both runs' spreads together (figure.c),
  * which are of whole launches. If the host itself went differently in the two runs, by what its speed was measured as
- * (meter.c), times of the two are not comparable, and works are judged by their ratio to another column of the same
- * run: native, or QEMU's TCG for a group most of which native cannot do. That other column is then judged by its
- * times, with the host's difference added to the spread. What one of the runs itself called unstable is not judged.
+ * (meter.c), works are judged by their ratio to another column of the same
+ * run: native, or QEMU's TCG for a group most of which native cannot do. Where times are judged, by how much the host's speed
+ * differed between the runs is added to the spread. What one of the runs itself called unstable is not judged.
  */
 #include <errno.h>
 #include <math.h>
@@ -24,7 +24,7 @@ static int column_same(const struct bench_result *r, const char *id)
 struct comparison {
 	const struct bench_result *a, *b;
 	bool drift;
-	double change; /* the largest difference of the host's speeds, as a logarithm; 0 without drift */
+	double change; /* the largest difference of the host's speeds, as a logarithm */
 	unsigned faster, slower, same, unstable, other;
 };
 
@@ -37,19 +37,19 @@ static void drift_find(struct comparison *x)
 	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++) {
 		if (a->median_ns[kind] <= 0 || b->median_ns[kind] <= 0)
 			continue;
+		x->change = fmax(x->change, fabs(log(b->median_ns[kind] / a->median_ns[kind])));
 		if ((b->median_ns[kind] < a->low_ns[kind] || b->median_ns[kind] > a->high_ns[kind]) &&
 			(a->median_ns[kind] < b->low_ns[kind] || a->median_ns[kind] > b->high_ns[kind])) {
 			printf("%s %s ×%.2f as long", x->drift ? "," : "The host drifted: in the second run",
 				bench_speed_names[kind], b->median_ns[kind] / a->median_ns[kind]);
 			x->drift = true;
-			x->change = fmax(x->change, fabs(log(b->median_ns[kind] / a->median_ns[kind])));
 		}
 	}
 	if (x->drift)
 		printf(" (see docs/bench-json.md).\nSo works are judged by their ratio to another column of "
-		       "the same "
-		       "run (marked r); that column by its time, and ×%.2f is added to its spread.\n",
-			exp(x->change));
+		       "the same run (marked r), and that column by its time.\n");
+	printf("×%.2f, by which the host's speed differed between the runs, is added to the spread of times.\n",
+		exp(x->change));
 }
 
 /* The columns that a work is related to, if they are the same one in both results and not the one that is
@@ -94,7 +94,7 @@ static const char *verdict(
 static void line_print(struct comparison *x, const struct bench_work *work, const char *column,
 	const struct bench_figure *a, const struct bench_figure *b, bool relative)
 {
-	double wider = x->drift && !relative ? x->change : 0, ratio = b->value / a->value,
+	double wider = relative ? 0 : x->change, ratio = b->value / a->value,
 	       spread = exp(hypot(hypot(log(a->spread), log(b->spread)), wider));
 	char before[24], after[24], value[16], low[16], high[16];
 

@@ -1,19 +1,22 @@
 /*
  * What a figure is worth. Samples of one launch resemble each other; launches of the same thing differ, by the host's
- * other work, by its neighbours and by chance, and two runs differ at least as much. So a figure's spread is made of
- * whole launches:
+ * other work, by its neighbours and by chance, and two runs differ as launches do. So a figure's spread is made of whole
+ * launches:
  *
  *	y(l)	the logarithm of the median of launch l's samples of a work (or, for a ratio, the same less that of the
  *		base's launches just before and just after l, which what drifts touches alike)
- *	apart	how far the y of two launches of one work are from each other: the 95th percentile over all pairs of
- *		launches of all works that a column did in a part
- *	spread	of a figure: apart of its column or of all guests of the part, its own launches' interval, or how
- *		much the host's speed varied during the run (meter.c): what is most
+ *	own	the standard deviation of a work's y on a column
+ *	usual	the median of own over all works of a kind (in user mode, in the kernel, on a device) that guests, or
+ *		native programs, did in a part
+ *	both	sqrt((6 usual² + (n - 1) own²) / (6 + n - 1)), n launches: its own where there are many, the usual one where there are few
+ *	spread	exp(t × 1.25 both / √n): the median of another run is within it in 999 of 1,000 cases. t is Student's with
+ *		6 + n - 1 degrees of freedom; 1.25 is by how much a median is less certain than a mean.
  *
- * A work was often launched only twice or so, and its own two launches may agree by chance; a hundred works' pairs do
- * not. Yet all works of one launch share its luck, which is why a column's own pairs alone are not trusted. A figure
- * half of whose own pairs are further apart than that is unstable, and nothing is claimed of it. No constant is
- * assumed: on a quiet host the spread is small because launches agree.
+ * So a steady work has a small spread whatever its neighbours in the table do, and two launches that agree by chance do not
+ * make one. A page has hundreds of figures and is compared with another page: hence 999, not 95 of 100. What differed from run to run
+ * but not within one is not in it; compare.c looks for that in the host's speed.
+ * A figure is unstable, and nothing is claimed of it, if its spread is twofold and more and its own deviation what with the
+ * usual one a single work of 1,000 shows.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -21,7 +24,11 @@
 
 #include "bench_internal.h"
 
-#define APART_QUANTILE 0.95
+#define PRIOR 6.0	 /* how many launches of its own the usual deviation of its kind weighs as much as */
+#define CERTAIN_Z 3.2905 /* of the normal distribution: 999 of 1,000 within */
+#define RARE_Z 3.0902	 /* 1 of 1,000 above */
+#define MEDIAN_LOSS 1.2533
+#define UNKNOWN -1.0 /* no work was launched twice */
 
 /* The medians of a cell's launches, in the order of the launches. */
 struct series {
@@ -99,14 +106,6 @@ static bool logs_make(
 	return true;
 }
 
-struct pair {
-	double apart, weight;
-};
-struct pairs {
-	unsigned count, size;
-	struct pair *pairs;
-};
-
 static int value_compare(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
@@ -114,139 +113,91 @@ static int value_compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static int pair_compare(const void *a, const void *b)
+double bench_student(double freedom)
 {
-	double x = ((const struct pair *)a)->apart, y = ((const struct pair *)b)->apart;
+	const double z = CERTAIN_Z, v = freedom;
 
-	return (x > y) - (x < y);
+	/* The expansion of Student's quantile about the normal one; 2 % low at v = 6, less above. */
+	return z + (pow(z, 3) + z) / (4 * v) + (5 * pow(z, 5) + 16 * pow(z, 3) + 3 * z) / (96 * v * v) +
+	       (3 * pow(z, 7) + 19 * pow(z, 5) + 17 * pow(z, 3) - 15 * z) / (384 * v * v * v);
 }
 
-/* All pairs of one work, which together weigh 1. */
-static void pairs_add(struct pairs *pairs, const struct series *series)
+/* The factor of a variance's quantile at z over its mean, with so many degrees of freedom (Wilson and Hilferty). */
+static double variance_factor(double freedom, double z)
 {
-	unsigned n = series->count * (series->count - 1) / 2;
-	struct pair *grown;
+	double c = 2 / (9 * freedom);
 
-	if (series->count < 2)
-		return;
-	if (pairs->count + n > pairs->size) {
-		grown = realloc(pairs->pairs, (pairs->count + n) * 2 * sizeof(*grown));
-		if (!grown)
-			return;
-		pairs->pairs = grown;
-		pairs->size = (pairs->count + n) * 2;
-	}
-	for (unsigned i = 0; i < series->count; i++)
-		for (unsigned j = 0; j < i; j++)
-			pairs->pairs[pairs->count++] =
-				(struct pair){fabs(series->value[i] - series->value[j]), 1.0 / n};
+	return pow(fmax(0, 1 - c + z * sqrt(c)), 3);
 }
 
-#define UNKNOWN -1.0 /* no work was launched twice */
-
-static double pairs_quantile(struct pairs *pairs)
+static double deviation(const struct series *series)
 {
-	double all = 0, sum = 0;
-
-	if (!pairs->count)
-		return UNKNOWN;
-	qsort(pairs->pairs, pairs->count, sizeof(*pairs->pairs), pair_compare);
-	for (unsigned i = 0; i < pairs->count; i++)
-		all += pairs->pairs[i].weight;
-	for (unsigned i = 0; i < pairs->count; i++) {
-		sum += pairs->pairs[i].weight;
-		if (sum >= APART_QUANTILE * all)
-			return pairs->pairs[i].apart;
-	}
-	return pairs->pairs[pairs->count - 1].apart;
-}
-
-/* Of one column in a part, or of all guests' (column < 0): what a process does says little of what guests do.
- */
-static double apart_of(const struct bench_result *r, unsigned part, int column, bool ratio)
-{
-	struct pairs pairs = {0};
-	struct series series;
-	double apart;
-
-	for (unsigned w = 0; w < r->work_count; w++)
-		for (unsigned c = 0; c < r->column_count; c++)
-			if (r->works[w].part == part &&
-				(column < 0 ? r->columns[c].kind != BENCH_NATIVE : (int)c == column) &&
-				logs_make(
-					r, w, c, ratio ? bench_baseline(r, r->works[w].group) : -1, &series))
-				pairs_add(&pairs, &series);
-	apart = pairs_quantile(&pairs);
-	free(pairs.pairs);
-	return apart;
-}
-
-void bench_apart_find(struct bench_result *r)
-{
-	for (unsigned ratio = 0; ratio < 2; ratio++)
-		for (unsigned part = 0; part < BENCH_PARTS; part++) {
-			double all = apart_of(r, part, -1, ratio);
-
-			for (unsigned c = 0; c < r->column_count; c++) {
-				double own = apart_of(r, part, (int)c, ratio);
-
-				r->apart[ratio][part][c] =
-					r->columns[c].kind == BENCH_NATIVE ? own : fmax(all, own);
-				if (r->apart[ratio][part][c] < 0) /* no two ratios: then of times */
-					r->apart[ratio][part][c] = r->apart[0][part][c];
-			}
-		}
-}
-
-static double pairs_median(const struct series *series)
-{
-	double values[BENCH_SAMPLE_MAX];
-	unsigned n = 0;
+	double mean = 0, sum = 0;
 
 	for (unsigned i = 0; i < series->count; i++)
-		for (unsigned j = 0; j < i && n < BENCH_SAMPLE_MAX; j++)
-			values[n++] = fabs(series->value[i] - series->value[j]);
-	return bench_median(values, n);
-}
-
-/* How much the host's own speed varied, whichever way it is measured, as a logarithm. */
-static double noise_of(const struct bench_result *r)
-{
-	double factor = 1;
-
-	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
-		factor = fmax(factor, bench_noise_factor(&r->noise, kind));
-	return log(factor);
+		mean += series->value[i] / series->count;
+	for (unsigned i = 0; i < series->count; i++)
+		sum += (series->value[i] - mean) * (series->value[i] - mean);
+	return series->count > 1 ? sqrt(sum / (series->count - 1)) : 0;
 }
 
 /*
- * How wide the interval is that holds the median of what launches can be, in 95 of 100 cases: from the k-th smallest to
- * the k-th largest, where fewer than k of n fair coins show heads in at most 2.5 % of cases. All of the range up to
- * eight launches; one that went wrong counts less and less the more there are.
+ * The median of the works' own deviations, each made larger by what deviations of so few launches are too small by in
+ * the median; of one kind, or of all if kind is BENCH_KINDS. UNKNOWN if there is none.
  */
-static double own_width(const struct series *series)
+static double usual_of(const struct bench_result *r, unsigned part, bool native, unsigned kind, bool ratio)
 {
-	unsigned n = series->count, k = 1;
-	double sorted[BENCH_LAUNCH_MAX], term = pow(0.5, n), below = term; /* P(heads < k), k = 1 */
+	double values[BENCH_WORK_MAX * BENCH_COLUMN_MAX];
+	struct series series;
+	unsigned n = 0;
 
-	memcpy(sorted, series->value, n * sizeof(*sorted));
-	qsort(sorted, n, sizeof(*sorted), value_compare);
-	for (unsigned next = 2; next <= n / 2; next++) {
-		term *= (double)(n - next + 2) / (next - 1);
-		below += term;
-		if (below > (1 - APART_QUANTILE) / 2)
-			break;
-		k = next;
-	}
-	return sorted[n - k] - sorted[k - 1];
+	for (unsigned w = 0; w < r->work_count; w++)
+		for (unsigned c = 0; c < r->column_count; c++)
+			if (r->works[w].part == part && (kind == BENCH_KINDS || bench_work_kind(r->works[w].id) == kind) &&
+				(r->columns[c].kind == BENCH_NATIVE) == native &&
+				logs_make(r, w, c, ratio ? bench_baseline(r, r->works[w].group) : -1, &series) &&
+				series.count > 1)
+				values[n++] = deviation(&series) / sqrt(variance_factor(series.count - 1, 0));
+	return n ? bench_median(values, n) : UNKNOWN;
+}
+
+void bench_usual_find(struct bench_result *r)
+{
+	for (unsigned ratio = 0; ratio < 2; ratio++)
+		for (unsigned part = 0; part < BENCH_PARTS; part++)
+			for (unsigned native = 0; native < 2; native++)
+				for (unsigned kind = 0; kind < BENCH_KINDS; kind++) {
+					double *usual = &r->usual[ratio][part][native][kind];
+
+					*usual = usual_of(r, part, native, kind, ratio);
+					if (*usual < 0)
+						*usual = usual_of(r, part, native, BENCH_KINDS, ratio);
+					if (*usual < 0) /* no two ratios: then of times */
+						*usual = r->usual[0][part][native][kind];
+				}
+}
+
+static double usual(const struct bench_result *r, unsigned work, unsigned column, bool ratio)
+{
+	return r->usual[ratio][r->works[work].part][r->columns[column].kind == BENCH_NATIVE]
+		       [bench_work_kind(r->works[work].id)];
+}
+
+/* The logarithm of the spread of a series' median. */
+static double width_of(const struct series *series, double usual)
+{
+	double n = series->count, own = deviation(series), freedom = PRIOR + n - 1;
+	double both = sqrt((PRIOR * usual * usual + (n - 1) * own * own) / freedom);
+
+	return bench_student(freedom) * both * (n > 2 ? MEDIAN_LOSS : 1) / sqrt(n);
 }
 
 struct bench_figure bench_figure(const struct bench_result *r, unsigned work, unsigned column, int base)
 {
 	const struct bench_cell *cell = &r->cells[work][column];
-	double apart = r->apart[base >= 0][r->works[work].part][column], noise = noise_of(r), low, high;
 	struct bench_figure figure = {0};
 	struct series series;
+	double most;
 
 	if (cell->state != BENCH_OK || !cell->count)
 		return figure;
@@ -260,14 +211,16 @@ struct bench_figure bench_figure(const struct bench_result *r, unsigned work, un
 		}
 		return figure;
 	}
-	low = bench_quantile(series.value, series.count, 0);
-	high = bench_quantile(series.value, series.count, 1);
+	most = usual(r, work, column, base >= 0);
+	figure.known = most >= 0;
 	figure.launches = series.count;
-	figure.own = exp(high - low);
-	figure.unstable = apart >= 0 && pairs_median(&series) > apart;
-	figure.spread = exp(fmax(fmax(apart, noise), own_width(&series)));
+	qsort(series.value, series.count, sizeof(*series.value), value_compare);
+	figure.own = exp(series.value[series.count - 1] - series.value[0]);
+	figure.spread = exp(width_of(&series, fmax(0, most)));
 	figure.value = base < 0 ? bench_spread(cell).value : exp(bench_median(series.value, series.count));
-	figure.known = apart >= 0;
+	if (series.count > 1)
+		figure.unstable = figure.known && figure.spread > 2 &&
+				  deviation(&series) > most * sqrt(variance_factor(series.count - 1, RARE_Z));
 	if (!figure.known && base < 0 && bench_quartiles(cell).low > 0) /* launched once: its samples must do */
 		figure.spread = bench_quartiles(cell).high / bench_quartiles(cell).low;
 	figure.low = figure.value / figure.spread;

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "paper.h"
 #include "vmm/error.h"
 
 static const char *const group_titles[BENCH_GROUPS] = {
@@ -15,26 +16,12 @@ static const char *const group_titles[BENCH_GROUPS] = {
 static const char *const group_texts[BENCH_GROUPS] = {
 	("A bare-metal guest does one thing again and again and counts cycles of the time-stamp counter; an "
 	 "empty loop is "
-	 "taken off. † marks what Adams and Agesen measured in <cite>A Comparison of Software and Hardware "
-	 "Techniques for x86 "
-	 "Virtualization</cite> (ASPLOS 2006), whose nanobenchmarks these follow; their figures are of "
-	 "processors of that time "
-	 "and are not repeated here."),
+	 "taken off. † marks what Adams and Agesen measured in 2006, whose nanobenchmarks these follow."),
 	("The same static binary runs natively and as the init of the same Linux kernel in every guest; its "
-	 "answers are "
-	 "compared by checksum."),
-	"From the start of the process to the end of the task, or to the first line of init."};
-
-static bool in_paper(const char *id)
-{
-	static const char *const ids[] = {
-		"syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod", "forkwait"};
-
-	for (unsigned i = 0; i < sizeof(ids) / sizeof(ids[0]); i++)
-		if (!strcmp(ids[i], id))
-			return true;
-	return false;
-}
+	 "answers are compared by checksum. Each work is done for some time before it is measured: this is the steady "
+	 "state, without the first translation of the code."),
+	"From the start of the process to the first line of init; forkwait in the same guests as above, warm too; the others "
+	"are whole tasks, one after the other in a freshly booted guest, the translation of their code included."};
 
 static void fact(FILE *file, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 static void fact(FILE *file, const char *name, const char *format, ...)
@@ -107,10 +94,10 @@ static void cell(FILE *file, const struct bench_result *r, unsigned w, unsigned 
 static void table(FILE *file, const struct bench_result *r, enum bench_group group)
 {
 	fprintf(file,
-		"<div class=\"scroll\"><table>\n<caption>Medians%s with their spread: as far as two launches of "
-		"this run were apart in 95&nbsp;%% of the works, or as this work's own if that is more. "
-		"! is unstable: its own launches differ more than that. ? was launched once: nothing is known of its "
-		"spread.</caption>\n"
+		"<p class=\"soft\">Medians%s with their spread: within it lies the median of another "
+		"run in 999 of 1,000 cases, as much as this work's launches differed (and those of works like it, where "
+		"there were few). ! is unstable: its launches differ far more than those of works like it. ? was launched "
+		"once, and nothing is known of its spread.</p>\n<div class=\"scroll\"><table>\n"
 		"<thead><tr><th>work</th><th class=\"t what\">one iteration is</th>",
 		group == BENCH_NANO ? " in cycles" : "");
 	for (unsigned c = 0; c < r->column_count; c++)
@@ -125,7 +112,7 @@ static void table(FILE *file, const struct bench_result *r, enum bench_group gro
 			continue;
 		fprintf(file, "<tr><td>");
 		html_text(file, r->works[w].id);
-		fprintf(file, "%s</td><td class=\"t what\">", in_paper(r->works[w].id) ? "&nbsp;†" : "");
+		fprintf(file, "%s</td><td class=\"t what\">", bench_paper_find(r->works[w].id) ? "&nbsp;†" : "");
 		html_text(file, r->works[w].text);
 		for (unsigned c = 0; r->works[w].unit == BENCH_SECONDS && c < r->column_count; c++)
 			if (r->cells[w][c].count && r->cells[w][c].samples[0].n > 1) {
@@ -154,6 +141,7 @@ static void groups(FILE *file, const struct bench_result *r)
 			group_titles[group], group_texts[group]);
 		html_chart(file, r, (enum bench_group)group);
 		table(file, r, (enum bench_group)group);
+		html_paper(file, r, (enum bench_group)group);
 	}
 }
 
@@ -231,7 +219,9 @@ static void methods(FILE *file, const struct bench_result *r)
 	fprintf(file, "<h2 id=\"method\">How it was measured</h2>\n<p>The columns run in turn, one launch of "
 		      "each in a round, each guest between two native launches; a ratio is of neighbours, so that what "
 		      "drifts on the host drifts for both. The spreads come from how much launches of the same "
-		      "work differed in this run. A launch counts only if its guest wrote every "
+		      "work differed in this run. Each work of a Linux guest was first done for some time without being "
+		      "measured (<code>warm=</code>, in ms), so that what is shown is the steady state: what it costs to translate "
+		      "a guest's code for the first time is in the boot and in the whole tasks. A launch counts only if its guest wrote every "
 		      "sample that was asked for, "
 		      "ended properly and kept a clock that went like the host's; answers are compared "
 		      "between columns. Raw samples are in the "

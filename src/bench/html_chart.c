@@ -235,8 +235,8 @@ void html_chart(FILE *file, const struct bench_result *r, enum bench_group group
 	html_text(file, r->columns[base].label);
 	fprintf(file,
 		" in the same run, on a logarithmic axis: shorter is faster, left of ×1 is faster than that. "
-		"Each launch is compared with its neighbours in time. The thin lines say where another run is to be "
-		"expected; ! marks what is unstable, ? what was launched once.</figcaption>\n</figure>\n");
+		"Each launch is compared with its neighbours in time. The thin lines say where another run's median is to be "
+		"expected (999 of 1,000); ! marks what is unstable, ? what was launched once.</figcaption>\n</figure>\n");
 }
 
 static int by_value(const void *a, const void *b)

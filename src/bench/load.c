@@ -262,7 +262,7 @@ int bench_load(struct bench_result *r, const char *path, struct error *err)
 	works_load(r, root);
 	launches_load(r, root);
 	profiles_load(r, root);
-	bench_apart_find(r);
+	bench_usual_find(r);
 	json_free(root);
 	return 0;
 }

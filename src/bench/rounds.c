@@ -84,6 +84,26 @@ static bool postponed(const struct session *s, enum bench_part part, unsigned co
 	return budget(s) && !round && part == BENCH_PART_LINUX && s->rounds > 1 && others > 0 && doubt(s, column);
 }
 
+/* What executes a Linux guest instruction by instruction: the interpreter, and KVM that has left the nano guest to it. */
+static bool slow(const struct session *s, unsigned column)
+{
+	return !strcmp(s->result->columns[column].id, "interp") || bench_profile_sum(s->result, column, "kvm.stints");
+}
+
+#define SLOWNESS 6 /* at least so many times as long as the quickest guest */
+
+/* With a budget, a launch that would only be killed takes the others' time. */
+static bool hopeless(const struct session *s, enum bench_part part, unsigned column)
+{
+	double quickest = INFINITY;
+
+	for (unsigned c = 0; c < s->result->column_count; c++)
+		if (s->result->columns[c].kind != BENCH_NATIVE && s->took[part][c] > 0)
+			quickest = fmin(quickest, s->took[part][c]);
+	return budget(s) && !bench_part_bare(part) && slow(s, column) && isfinite(quickest) &&
+		session_limit(s, part, column) < SLOWNESS * quickest;
+}
+
 static int turn_try(struct session *s, enum bench_part part, unsigned column, unsigned round)
 {
 	if (session_remaining(s) >= 1)
@@ -108,6 +128,10 @@ static int part_run(struct session *s, enum bench_part part, unsigned round)
 				doubts[c] != last || (round && !launch_fits(s, part, c)) ||
 				postponed(s, part, c, round))
 				continue;
+			if (hopeless(s, part, c)) {
+				session_skip(s, part, c, session_late);
+				continue;
+			}
 			guests = true;
 			if (native >= 0)
 				rc = turn_try(s, part, (unsigned)native, round);

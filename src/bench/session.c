@@ -17,7 +17,7 @@
 #include "session.h"
 #include "vmm/error.h"
 
-const char session_late[] = "Its share of the time was over before it had ended.";
+const char session_late[] = "There was no time for it, or not enough.";
 
 #define ATTEMPTS_MAX 4
 #define CLOCK_TOLERANCE 0.1
@@ -63,7 +63,7 @@ static bool boot_measured(const struct bench_work *work)
 /* What the next launch asks for: the works of the part that have not failed and were not skipped here. */
 static void expect(struct session *s, enum bench_part part, unsigned column, const bool *left_out)
 {
-	bench_output_init(&s->output, part == BENCH_PART_ROOT ? 1 : s->repeat);
+	bench_output_init(&s->output, part == BENCH_PART_ROOT ? 1 : bench_part_bare(part) ? s->bare_repeat : s->repeat);
 	for (unsigned w = 0; w < s->result->work_count; w++) {
 		const struct bench_cell *cell = &s->result->cells[w][column];
 
@@ -73,15 +73,22 @@ static void expect(struct session *s, enum bench_part part, unsigned column, con
 	}
 }
 
-static void words_build(const struct session *s, enum bench_part part, char *text, size_t size)
+/* Natively nothing is translated, and a short time of warming up does. */
+#define WARM_NATIVE_SHARE 10
+
+static void words_build(const struct session *s, enum bench_part part, unsigned column, char *text, size_t size)
 {
+	bool native = s->result->columns[column].kind == BENCH_NATIVE;
+
 	size_t at = (size_t)snprintf(text, size, "bench=%s", s->output.count ? "" : "none");
 
 	for (unsigned i = 0; i < s->output.count && at < size; i++)
 		at += (size_t)snprintf(text + at, size - at, "%s%s", i ? "," : "", s->output.items[i].id);
 	if (at < size)
-		snprintf(text + at, size - at, " repeat=%u %s=%s", s->output.wanted,
+		at += (size_t)snprintf(text + at, size - at, " repeat=%u %s=%s", s->output.wanted,
 			bench_part_bare(part) ? "cycles" : "scale", bench_part_bare(part) ? s->cycles : s->scale);
+	if (at < size && (part == BENCH_PART_LINUX || part == BENCH_PART_LINUX_SMP))
+		snprintf(text + at, size - at, " warm=%u", native ? s->warm / WARM_NATIVE_SHARE : s->warm);
 }
 
 static void on_line(void *ctx, const char *line, uint64_t now)
@@ -247,7 +254,7 @@ static struct bench_launch *launch_once(
 
 	if (!launch)
 		return NULL;
-	words_build(s, part, words, sizeof(words));
+	words_build(s, part, column, words, sizeof(words));
 	memset(child, 0, sizeof(*child));
 	child->limit = session_limit(s, part, column);
 	child->line = on_line;
@@ -457,24 +464,28 @@ static void pace_set(struct session *s)
 	switch (config->pace) {
 	case BENCH_QUICK:
 		s->rounds = 5;
-		s->repeat = 9;
+		s->repeat = 5;
+		s->bare_repeat = 9;
 		s->scale = "0.002";
+		s->warm = 50;
 		s->limit = 45; /* the budget usually ends a launch earlier */
 		s->bare_limit = 10;
 		s->deadline = s->start + 55ull * 1000000000;
 		break;
 	case BENCH_FULL:
 		s->rounds = 7;
-		s->repeat = 5;
+		s->repeat = s->bare_repeat = 5;
 		s->scale = "1";
+		s->warm = 500;
 		s->limit = 1800;
 		s->bare_limit = 120;
 		s->deadline = ~0ull;
 		break;
 	default:
 		s->rounds = 5;
-		s->repeat = 7;
+		s->repeat = s->bare_repeat = 7;
 		s->scale = "0.01";
+		s->warm = 200;
 		s->limit = 300;
 		s->bare_limit = 60;
 		s->deadline = ~0ull;
@@ -521,7 +532,7 @@ int bench_session(const struct bench_config *config, struct bench_result *result
 		bench_note(result, "The run was interrupted after %.0f s.", result->seconds);
 	answers_compare(result);
 	stints_tell(result);
-	bench_apart_find(result);
+	bench_usual_find(result);
 	free(s);
 	return rc ? error_set(err, rc, "Interrupted.") : 0;
 }

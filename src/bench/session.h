@@ -10,10 +10,12 @@ struct session {
 	struct bench_result *result;
 	int interrupt;
 	uint64_t start, deadline; /* ns; deadline is ~0 without a budget */
-	unsigned rounds, repeat;
+	unsigned rounds;
+	unsigned repeat, bare_repeat; /* samples of a launch: of the Linux works, of the nano works */
 	bool others_done;		  /* nothing but rounds of the bare-metal parts is left */
 	unsigned bare_rounds, bare_round; /* of the bare-metal parts: how many, and the next one */
 	const char *scale, *cycles;	  /* the lengths of a sample: of the Linux works, of the nano works */
+	unsigned warm;			  /* ms: how long a guest does each Linux work before it is measured */
 	double limit, bare_limit;	  /* seconds for a launch; for one of the bare-metal guest */
 	double took[BENCH_PARTS][BENCH_COLUMN_MAX];
 	struct bench_meter meter;

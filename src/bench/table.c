@@ -163,9 +163,9 @@ void bench_table_print(const struct bench_result *r, FILE *file)
 	bench_noise_text(&r->noise, noise, sizeof(noise));
 	fprintf(file,
 		"Guest kernel: %s. %s.\n"
-		"Medians with their spread: as far as two launches of this run were apart in 95 %% of the works, "
-		"or this work's own.\n× is the ratio to the base's launches just before and after. ! is unstable: see "
-		"below. ? was launched once.\n",
+		"Medians with their spread: within it lies the median of another run in 999 of 1,000 cases, as much as the work's "
+		"launches differed.\n× is the ratio to the base's launches just before and after. ! is unstable: see "
+		"below. ? is of a spread that nothing is known of.\n",
 		r->guest_kernel[0] ? r->guest_kernel : "none", noise);
 	for (unsigned group = 0; group < BENCH_GROUPS; group++)
 		group_print(r, (enum bench_group)group, file);

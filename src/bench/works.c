@@ -94,3 +94,22 @@ int bench_work_find(const struct bench_work *works, unsigned count, const char *
 			return (int)i;
 	return -1;
 }
+
+enum bench_kind bench_work_kind(const char *id)
+{
+	static const char *const user[] = {"callret", "rdtsc", "walk-4k-warm", "walk-2m-warm", "gettimeofday"};
+	static const char *const device[] = {"cpuid", "in", "in-pit", "out", "out-serial", "mmio-hpet", "mmio-ioapic",
+		"lapic-eoi", "timer", "timer-wake", "ipi", "ipi-wake", "hypercall", "fio"};
+	static const char *const prefixes[] = {"k-", "latency-", "memcpy-"};
+
+	for (unsigned i = 0; i < sizeof(user) / sizeof(user[0]); i++)
+		if (!strcmp(user[i], id))
+			return BENCH_USER;
+	for (unsigned i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
+		if (!strncmp(prefixes[i], id, strlen(prefixes[i])))
+			return BENCH_USER;
+	for (unsigned i = 0; i < sizeof(device) / sizeof(device[0]); i++)
+		if (!strcmp(device[i], id))
+			return BENCH_DEVICE;
+	return BENCH_SYSTEM;
+}
