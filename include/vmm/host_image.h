@@ -26,7 +26,7 @@ struct host_image {
 	enum host_image_kind kind;
 	bool bios;	       /* sector 0 holds code for a BIOS */
 	bool optical;	       /* an El Torito entry does: a BIOS starts that from an optical drive only */
-	bool uefi;	       /* there is an EFI system partition or an El Torito entry for UEFI */
+	bool uefi;	       /* there is an EFI system partition, or an El Torito entry for UEFI on an ISO image */
 	uint64_t missing;      /* bytes that the tables promise past the end of the image */
 	char foreign[24];      /* HOST_IMAGE_FOREIGN: what it is … */
 	char convert[40];      /* … and the command that makes a raw disk of it, less the path; may be empty */
@@ -42,7 +42,7 @@ int host_image_examine(const char *path, struct host_image *image, struct error 
 /* 0 if the image is one that we can serve as a disk; else -ENOEXEC and a sentence that says what it is and what to do. */
 int host_image_check_format(const char *path, const struct host_image *image, struct error *err);
 
-/* The same, and firmware (`uefi`: of that kind) must find something to start on it, and it must be whole. */
-int host_image_check_bootable(const char *path, const struct host_image *image, bool uefi, struct error *err);
+/* The same, and firmware (`uefi`: of that kind) must find something to start on it, as a disk or in a CD drive, and it must be whole. */
+int host_image_check_bootable(const char *path, const struct host_image *image, bool uefi, bool cd, struct error *err);
 
 #endif

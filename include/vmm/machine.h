@@ -36,6 +36,7 @@ struct machine_disk {
 	char path[MACHINE_PATH_MAX];
 	char serial[21]; /* virtio-blk's 20 bytes and a terminator; empty: chosen by the machine */
 	bool readonly;
+	bool cd; /* in a CD drive, on virtio-scsi; read-only */
 };
 
 struct machine_hostfwd {

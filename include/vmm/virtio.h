@@ -23,7 +23,7 @@ struct virtio_device;
 #define VIRTIO_QUEUES_MAX 8
 #define VIRTQUEUE_SIZE_MAX 256
 
-enum virtio_id { VIRTIO_ID_NET = 1, VIRTIO_ID_BLOCK = 2, VIRTIO_ID_CONSOLE = 3, VIRTIO_ID_RNG = 4 };
+enum virtio_id { VIRTIO_ID_NET = 1, VIRTIO_ID_BLOCK = 2, VIRTIO_ID_CONSOLE = 3, VIRTIO_ID_RNG = 4, VIRTIO_ID_SCSI = 8 };
 
 /* device_status, §2.1. */
 #define VIRTIO_STATUS_ACKNOWLEDGE 0x01
@@ -186,6 +186,13 @@ size_t virtio_chain_read(const struct virtio_chain *chain, size_t offset, void *
 size_t virtio_chain_write(struct virtio_device *dev, const struct virtio_chain *chain, size_t offset, const void *src,
 	size_t length);
 
+/* The same into segments that were kept from a chain, while its buffers are the device's. */
+size_t virtio_segments_write(struct virtio_device *dev, const struct virtio_segment *segments, unsigned count, size_t offset,
+	const void *src, size_t length);
+/* The host's and the guest's view of `length` bytes of segments, from byte `skip` on. Returns the number of parts, at most count. */
+unsigned virtio_segments_cut(const struct virtio_segment *segments, unsigned count, uint64_t skip, uint64_t length,
+	struct iovec *iov, uint64_t *gpas);
+
 /* Asks for queue_notify to be called again soon. */
 void virtqueue_renotify(struct virtqueue *vq);
 
@@ -197,6 +204,11 @@ struct net_endpoint;
 /* A disk (§5.2). Owns `disk` from now on. serial: up to 20 bytes, may be NULL. */
 int virtio_blk_create(struct guest_mem *mem, struct host_disk *disk, const char *serial, struct virtio_device **dev,
 	struct error *err);
+/*
+ * A SCSI controller (§5.6) with one CD-ROM drive, target 0, LUN 0, and `disk` in it as the disc. Owns `disk` from now on.
+ * -EINVAL: less than one block of 2,048 bytes.
+ */
+int virtio_scsi_cd_create(struct guest_mem *mem, struct host_disk *disk, struct virtio_device **dev, struct error *err);
 /* A network card (§5.1). Owns `endpoint` from now on. */
 int virtio_net_create(struct guest_mem *mem, struct net_endpoint *endpoint, const uint8_t mac[6],
 	struct virtio_device **dev, struct error *err);

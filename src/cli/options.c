@@ -81,7 +81,7 @@ static int disk_parse(const char *text, struct machine_config *config, struct er
 	char item[64];
 
 	if (config->disk_count == MACHINE_DISK_MAX)
-		return error_set(err, -EINVAL, "--disk may be given at most %d times.", MACHINE_DISK_MAX);
+		return error_set(err, -EINVAL, "--disk and --cdrom may be given at most %d times together.", MACHINE_DISK_MAX);
 	disk = &config->disks[config->disk_count];
 	memset(disk, 0, sizeof(*disk));
 	if (list_next(&rest, disk->path, sizeof(disk->path)))
@@ -101,6 +101,25 @@ static int disk_parse(const char *text, struct machine_config *config, struct er
 			return error_set(err, -EINVAL, "--disk does not know \"%s\"; it takes ro and serial=S.", item);
 		}
 	}
+	config->disk_count++;
+	return 0;
+}
+
+/* A disc in a drive of its own; commas are part of the path. */
+static int cdrom_parse(const char *text, struct machine_config *config, struct error *err)
+{
+	struct machine_disk *disk;
+
+	if (config->disk_count == MACHINE_DISK_MAX)
+		return error_set(err, -EINVAL, "--disk and --cdrom may be given at most %d times together.", MACHINE_DISK_MAX);
+	disk = &config->disks[config->disk_count];
+	memset(disk, 0, sizeof(*disk));
+	if (!*text)
+		return error_set(err, -EINVAL, "--cdrom needs a path: --cdrom PATH.");
+	if (strlen(text) >= sizeof(disk->path))
+		return error_set(err, -EINVAL, "The path given to --cdrom is longer than %d bytes.", MACHINE_PATH_MAX - 1);
+	memcpy(disk->path, text, strlen(text) + 1);
+	disk->cd = disk->readonly = true;
 	config->disk_count++;
 	return 0;
 }
@@ -381,7 +400,7 @@ bad:
 enum option {
 	OPT_BACKEND, OPT_ENGINE, OPT_SHADOW, OPT_CPUS, OPT_CPU, OPT_MEMORY, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_FIRMWARE,
 	OPT_FIRMWARE_VARS, OPT_FIRMWARE_LOG, OPT_BOOT_ORDER, OPT_BOOT_MENU, OPT_ON_TRIPLE_FAULT, OPT_PIN, OPT_HUGEPAGES,
-	OPT_PREALLOC, OPT_MOVE, OPT_DISK, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
+	OPT_PREALLOC, OPT_MOVE, OPT_DISK, OPT_CDROM, OPT_NET, OPT_CONSOLE, OPT_ON_REBOOT, OPT_TEST_DEVICE, OPT_STATS, OPT_TRACE, OPT_LOG,
 };
 
 static const struct choice options[] = {
@@ -389,7 +408,7 @@ static const struct choice options[] = {
 	{"memory", OPT_MEMORY}, {"kernel", OPT_KERNEL}, {"initrd", OPT_INITRD}, {"append", OPT_APPEND},
 	{"firmware-vars", OPT_FIRMWARE_VARS}, {"firmware-log", OPT_FIRMWARE_LOG}, {"boot-order", OPT_BOOT_ORDER},
 	{"boot-menu", OPT_BOOT_MENU}, {"on-triple-fault", OPT_ON_TRIPLE_FAULT},
-	{"firmware", OPT_FIRMWARE}, {"disk", OPT_DISK}, {"net", OPT_NET}, {"console", OPT_CONSOLE},
+	{"firmware", OPT_FIRMWARE}, {"disk", OPT_DISK}, {"cdrom", OPT_CDROM}, {"net", OPT_NET}, {"console", OPT_CONSOLE},
 	{"pin", OPT_PIN}, {"hugepages", OPT_HUGEPAGES}, {"prealloc", OPT_PREALLOC}, {"move", OPT_MOVE},
 	{"on-reboot", OPT_ON_REBOOT}, {"test-device", OPT_TEST_DEVICE}, {"stats", OPT_STATS}, {"trace", OPT_TRACE},
 	{"log", OPT_LOG}, {NULL, 0},
@@ -463,6 +482,7 @@ static int option_apply(struct cli_request *request, int option, const char *nam
 	case OPT_CPU: return cpu_parse(value, config, err);
 	case OPT_MEMORY: return memory_parse(value, config, err);
 	case OPT_DISK: return disk_parse(value, config, err);
+	case OPT_CDROM: return cdrom_parse(value, config, err);
 	case OPT_NET: return net_parse(value, config, err);
 	case OPT_CONSOLE: return console_parse(value, config, err);
 	case OPT_TRACE: return trace_parse(value, config, err);

@@ -172,7 +172,7 @@ int host_image_check_format(const char *path, const struct host_image *image, st
 	return error_set(err, -ENOEXEC, "%.200s is a %s, not a disk; unpack it first", path, image->foreign);
 }
 
-int host_image_check_bootable(const char *path, const struct host_image *image, bool uefi, struct error *err)
+int host_image_check_bootable(const char *path, const struct host_image *image, bool uefi, bool cd, struct error *err)
 {
 	int rc = host_image_check_format(path, image, err);
 
@@ -185,10 +185,13 @@ int host_image_check_bootable(const char *path, const struct host_image *image, 
 		return error_set(err, -ENOEXEC,
 			"%.200s is neither a kernel nor a bootable disk: there is no partition table, boot code or known "
 			"file system in it", path);
-	if (uefi ? image->uefi : image->bios)
+	if (uefi ? image->uefi : cd ? image->optical : image->bios)
 		return 0;
-	if (image->optical && !uefi)
-		return error_set(err, -ENOEXEC, "%.120s boots from an optical drive only (%.120s), which this machine has not", path,
+	if (cd && image->kind != HOST_IMAGE_ISO)
+		return error_set(err, -ENOEXEC, "%.120s is no CD that boots (%.120s); give it as GUEST or with --disk", path,
+			image->description);
+	if (!cd && image->optical && !uefi)
+		return error_set(err, -ENOEXEC, "%.120s boots from a CD drive only (%.120s); give it with --cdrom", path,
 			image->description);
 	if (image->uefi)
 		return error_set(err, -ENOEXEC, "%.120s boots by UEFI only (%.120s); add --firmware=uefi",

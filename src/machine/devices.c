@@ -4,7 +4,6 @@
  * the device lock held, so it is only latched here; machine_run() acts on it.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -23,6 +22,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_disk.h"
+#include "vmm/host_image.h"
 #include "vmm/host_net.h"
 #include "vmm/irqchip.h"
 #include "vmm/kvm.h"
@@ -238,38 +238,41 @@ static int virtio_attach(struct machine *m, struct virtio_device *dev, struct er
 	return 0;
 }
 
-static int disk_create(struct machine *m, const char *path, bool readonly, const char *serial, struct error *err)
+static int disk_create(struct machine *m, const struct machine_disk *config, struct error *err)
 {
+	const char *serial = config->serial[0] ? config->serial : NULL;
 	struct virtio_device *dev;
 	struct host_disk *disk;
-	int rc = host_disk_open(m->loop, m->pool, path, readonly, &disk, err);
+	int rc = host_disk_open(m->loop, m->pool, config->path, config->readonly || config->cd, &disk, err);
 
 	if (rc)
 		return rc;
-	rc = virtio_blk_create(m->mem, disk, serial, &dev, err);
+	rc = config->cd ? virtio_scsi_cd_create(m->mem, disk, &dev, err) : virtio_blk_create(m->mem, disk, serial, &dev, err);
 	if (rc)
 		return rc;
 	m->disks[m->disk_count++] = disk;
 	return virtio_attach(m, dev, err);
 }
 
-/* An image of a CD, or one that we may only read: then so may the guest. */
-static bool guest_is_readonly(const char *path)
+/* A disc goes into a CD drive. It, another image of a CD, and one that we may only read: so may the guest. */
+static int guest_disk_create(struct machine *m, const char *path, struct error *err)
 {
-	char id[5] = "";
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct machine_disk disk = {.readonly = false};
+	struct host_image image;
+	int rc = host_image_examine(path, &image, err);
 
-	if (fd >= 0) {
-		if (pread(fd, id, sizeof(id), 0x8001) != (ssize_t)sizeof(id))
-			id[0] = 0;
-		close(fd);
+	if (rc)
+		return rc;
+	if (strlen(path) >= sizeof(disk.path))
+		return error_set(err, -ENAMETOOLONG, "The path of GUEST is longer than %d bytes.", MACHINE_PATH_MAX - 1);
+	memcpy(disk.path, path, strlen(path) + 1);
+	disk.cd = machine_guest_is_cd(m, &image);
+	disk.readonly = image.kind == HOST_IMAGE_ISO;
+	if (!disk.readonly && access(path, W_OK) && (errno == EACCES || errno == EROFS || errno == EPERM)) {
+		log_message(LOG_WARNING, "%.300s is not writable: the guest may only read it.", path);
+		disk.readonly = true;
 	}
-	if (!memcmp(id, "CD001", sizeof(id)))
-		return true;
-	if (!access(path, W_OK) || (errno != EACCES && errno != EROFS && errno != EPERM))
-		return false;
-	log_message(LOG_WARNING, "%.300s is not writable: the guest may only read it.", path);
-	return true;
+	return disk_create(m, &disk, err);
 }
 
 static int disks_create(struct machine *m, struct error *err)
@@ -278,12 +281,9 @@ static int disks_create(struct machine *m, struct error *err)
 	int rc = 0;
 
 	if (config->guest && m->boot.kernel != config->guest)
-		rc = disk_create(m, config->guest, guest_is_readonly(config->guest), NULL, err);
-	for (unsigned i = 0; i < config->disk_count && !rc; i++) {
-		const struct machine_disk *disk = &config->disks[i];
-
-		rc = disk_create(m, disk->path, disk->readonly, disk->serial[0] ? disk->serial : NULL, err);
-	}
+		rc = guest_disk_create(m, config->guest, err);
+	for (unsigned i = 0; i < config->disk_count && !rc; i++)
+		rc = disk_create(m, &config->disks[i], err);
 	return rc;
 }
 

@@ -26,6 +26,7 @@
 #include "vmm/log.h"
 #include "vmm/mem.h"
 #include "vmm/pci.h"
+#include "vmm/virtio.h"
 #include "vmm/virtio_pci.h"
 
 #define LOW_ROM_MAX 0x20000ull
@@ -250,19 +251,34 @@ static int smbios_items_add(struct machine *m, struct error *err)
 	return rc;
 }
 
-/* Lines of Open Firmware paths; firmware takes the first that it finds. */
+static bool is_cd(const struct machine *m, unsigned disk)
+{
+	return virtio_pci_device(m->virtio[disk])->id == VIRTIO_ID_SCSI;
+}
+
+/*
+ * Lines of Open Firmware paths; firmware takes the first that it finds. Without --boot-order it is left to the firmware, unless
+ * there is a CD, which it would try last whatever the command line says.
+ */
 static int boot_order_add(struct machine *m, struct error *err)
 {
-	char list[MACHINE_DISK_MAX * 40 + 40];
+	char list[(MACHINE_DISK_MAX + 1) * 50];
+	unsigned count = m->config->boot_order_count;
+	bool any_cd = false;
 	size_t size = 0;
 
-	for (unsigned i = 0; i < m->config->boot_order_count; i++) {
-		unsigned disk = m->config->boot_order[i];
+	for (unsigned i = 0; i < m->disk_count; i++)
+		any_cd = any_cd || is_cd(m, i);
+	if (!count && any_cd)
+		count = m->disk_count;
+	for (unsigned i = 0; i < count; i++) {
+		unsigned disk = m->config->boot_order_count ? m->config->boot_order[i] : i;
 
 		if (disk >= m->disk_count)
 			return error_set(err, -EINVAL, "--boot-order names disk%u, and there are %u disks, from disk0 on.", disk,
 				m->disk_count);
-		size += (size_t)snprintf(list + size, sizeof(list) - size, "/pci@i0cf8/scsi@%x/disk@0,0\n",
+		size += (size_t)snprintf(list + size, sizeof(list) - size, is_cd(m, disk) ?
+			"/pci@i0cf8/scsi@%x/channel@0/disk@0,0\n" : "/pci@i0cf8/scsi@%x/disk@0,0\n",
 			virtio_pci_slot(m->virtio[disk]));
 	}
 	if (!size)

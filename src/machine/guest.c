@@ -8,14 +8,32 @@
 #include "vmm/error.h"
 #include "vmm/host_image.h"
 
-/* Would firmware of the kind chosen find something to start there? Of firmware that is a file we know nothing. */
-static int guest_check(const struct machine *m, const char *path, const struct host_image *image, struct error *err)
+static bool is_uefi(const struct machine *m)
 {
-	const char *firmware = m->config->firmware;
+	return m->config->firmware && !strcmp(m->config->firmware, "uefi");
+}
 
-	if (firmware && strcmp(firmware, "bios") && strcmp(firmware, "uefi"))
+/* Firmware that is a file: of whatever kind. */
+static bool is_own_firmware(const struct machine *m)
+{
+	return m->config->firmware && strcmp(m->config->firmware, "bios") && !is_uefi(m);
+}
+
+bool machine_guest_is_cd(const struct machine *m, const struct host_image *image)
+{
+	if (image->kind != HOST_IMAGE_ISO)
+		return false;
+	if (!m->firmware || is_own_firmware(m))
+		return image->optical || image->uefi;
+	return is_uefi(m) ? image->uefi : image->optical;
+}
+
+/* Would firmware of the kind chosen find something to start there? Of firmware that is a file we know nothing. */
+static int guest_check(const struct machine *m, const char *path, const struct host_image *image, bool cd, struct error *err)
+{
+	if (is_own_firmware(m))
 		return host_image_check_format(path, image, err);
-	return host_image_check_bootable(path, image, firmware && !strcmp(firmware, "uefi"), err);
+	return host_image_check_bootable(path, image, is_uefi(m), cd, err);
 }
 
 int machine_guest_examine(struct machine *m, struct error *err)
@@ -30,7 +48,7 @@ int machine_guest_examine(struct machine *m, struct error *err)
 	rc = host_image_examine(first, &image, err);
 	if (!rc) {
 		memcpy(m->guest_description, image.description, sizeof(m->guest_description));
-		rc = guest_check(m, first, &image, err);
+		rc = guest_check(m, first, &image, config->guest ? machine_guest_is_cd(m, &image) : config->disks[0].cd, err);
 	}
 	/* Another disk may be the one to start from, unless GUEST was named and is no whole raw disk. */
 	for (unsigned i = config->guest ? 0 : 1; rc && i < config->disk_count; i++) {
@@ -38,7 +56,7 @@ int machine_guest_examine(struct machine *m, struct error *err)
 
 		if (image.kind == HOST_IMAGE_FOREIGN || image.missing || host_image_examine(config->disks[i].path, &other, NULL))
 			break;
-		if (!guest_check(m, config->disks[i].path, &other, NULL))
+		if (!guest_check(m, config->disks[i].path, &other, config->disks[i].cd, NULL))
 			rc = 0;
 	}
 	return rc;

@@ -11,6 +11,7 @@
 #include "vmm/machine.h"
 
 struct firmware_vars;
+struct host_image;
 
 struct machine {
 	/* Set at create. */
@@ -80,6 +81,8 @@ int machine_boot_load(struct machine *m, struct error *err);
 
 /* guest.c: whether firmware will find something to start; -ENOEXEC and a sentence if not. */
 int machine_guest_examine(struct machine *m, struct error *err);
+/* Whether GUEST is a disc for a CD drive: an ISO image that the firmware starts by El Torito. */
+bool machine_guest_is_cd(const struct machine *m, const struct host_image *image);
 
 /* The software backend's engine, what --engine=auto means decided. */
 enum vcpu_engine machine_engine(const struct machine *m);

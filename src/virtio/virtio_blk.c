@@ -114,27 +114,6 @@ static void request_done(struct host_disk_request *io, int result)
 		blk_serve(blk);
 }
 
-/* The host's view of `length` bytes of segments, from byte `skip` on. */
-static void slice(struct blk_request *request, const struct virtio_segment *segments, unsigned count, uint64_t skip,
-	uint64_t length)
-{
-	for (unsigned i = 0; i < count && length; i++) {
-		uint64_t n;
-
-		if (skip >= segments[i].length) {
-			skip -= segments[i].length;
-			continue;
-		}
-		n = segments[i].length - skip;
-		if (n > length)
-			n = length;
-		request->iov[request->count] = (struct iovec){(uint8_t *)segments[i].hva + skip, n};
-		request->gpas[request->count++] = segments[i].gpa + skip;
-		length -= n;
-		skip = 0;
-	}
-}
-
 static struct blk_request *request_create(struct virtio_blk *blk, enum host_disk_op op, unsigned segments)
 {
 	struct blk_request *request = calloc(1, sizeof(*request));
@@ -181,9 +160,11 @@ static enum blk_status start_transfer(struct virtio_blk *blk, bool is_write, uin
 	if (!request)
 		return BLK_IOERR;
 	if (is_write)
-		slice(request, chain->segments, chain->out_count, BLK_HEADER_SIZE, length);
+		request->count = virtio_segments_cut(chain->segments, chain->out_count, BLK_HEADER_SIZE, length,
+			request->iov, request->gpas);
 	else
-		slice(request, chain->segments + chain->out_count, chain->in_count, 0, length);
+		request->count = virtio_segments_cut(chain->segments + chain->out_count, chain->in_count, 0, length,
+			request->iov, request->gpas);
 	request->io.offset = sector * SECTOR_SIZE;
 	request->io.length = length;
 	request->data_written = is_write ? 0 : length;

@@ -311,6 +311,35 @@ static size_t segments_copy(struct guest_mem *mem, const struct virtio_segment *
 	return copied;
 }
 
+size_t virtio_segments_write(struct virtio_device *dev, const struct virtio_segment *segments, unsigned count, size_t offset,
+	const void *src, size_t length)
+{
+	return segments_copy(dev->mem, segments, count, offset, (uint8_t *)src, length, true);
+}
+
+unsigned virtio_segments_cut(const struct virtio_segment *segments, unsigned count, uint64_t skip, uint64_t length,
+	struct iovec *iov, uint64_t *gpas)
+{
+	unsigned parts = 0;
+
+	for (unsigned i = 0; i < count && length; i++) {
+		uint64_t n;
+
+		if (skip >= segments[i].length) {
+			skip -= segments[i].length;
+			continue;
+		}
+		n = segments[i].length - skip;
+		if (n > length)
+			n = length;
+		iov[parts] = (struct iovec){(uint8_t *)segments[i].hva + skip, n};
+		gpas[parts++] = segments[i].gpa + skip;
+		length -= n;
+		skip = 0;
+	}
+	return parts;
+}
+
 size_t virtio_chain_read(const struct virtio_chain *chain, size_t offset, void *dst, size_t length)
 {
 	return segments_copy(NULL, chain->segments, chain->out_count, offset, dst, length, false);

@@ -25,12 +25,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	assert(image.description[0] && memchr(image.description, 0, sizeof(image.description)));
 	for (const char *c = image.description; *c; c++)
 		assert(*c >= ' ' && *c < 0x7f);
-	for (unsigned uefi = 0; uefi < 2; uefi++) {
+	for (unsigned n = 0; n < 4; n++) {
+		bool uefi = n & 1, cd = n & 2;
 		struct error err = {0};
-		int rc = host_image_check_bootable("x.img", &image, uefi, &err);
+		int rc = host_image_check_bootable("x.img", &image, uefi, cd, &err);
 
 		assert(!rc == !err.message[0]);
-		assert(rc || (uefi ? image.uefi : image.bios));
+		assert(rc || (uefi ? image.uefi : cd ? image.optical : image.bios));
 	}
 	close(fd);
 	return 0;

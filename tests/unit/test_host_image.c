@@ -40,12 +40,17 @@ static void probe(void)
 	memset(&err, 0, sizeof(err));
 }
 
-static bool bootable(bool uefi)
+static bool bootable_so(bool uefi, bool cd)
 {
-	int rc = host_image_check_bootable("guest.img", &image, uefi, &err);
+	int rc = host_image_check_bootable("guest.img", &image, uefi, cd, &err);
 
 	ck_assert(!rc == !err.message[0]);
 	return !rc;
+}
+
+static bool bootable(bool uefi)
+{
+	return bootable_so(uefi, false);
 }
 
 static void boot_sector(void)
@@ -235,7 +240,10 @@ START_TEST(iso)
 	probe();
 	ck_assert_ptr_nonnull(strstr(image.description, "El Torito for BIOS,"));
 	ck_assert(!bootable(false));
-	ck_assert_ptr_nonnull(strstr(err.message, "optical"));
+	ck_assert_ptr_nonnull(strstr(err.message, "--cdrom"));
+	memset(&err, 0, sizeof(err));
+	ck_assert(bootable_so(false, true));
+	ck_assert(!bootable_so(true, true));
 	d[64] = 0x91;
 	d[65] = 0xef;
 	d[66] = 1;
@@ -247,6 +255,7 @@ START_TEST(iso)
 	probe();
 	ck_assert_ptr_nonnull(strstr(image.description, "boot sector"));
 	ck_assert(bootable(false));
+	ck_assert(bootable_so(true, true));
 	iso_volume(2 * DISK_SIZE / 2048);
 	probe();
 	ck_assert(!bootable(false));
