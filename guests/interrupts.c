@@ -21,7 +21,7 @@ static void wait_for(unsigned vector, unsigned n)
 {
 	cli();
 	while (irq_count[vector] < n)
-		asm volatile("sti; hlt; cli" : : : "memory");
+		halt();
 }
 
 static void open_window(void)

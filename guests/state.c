@@ -388,7 +388,7 @@ static void timer(void)
 		lapic_write(LVT_TIMER, 0x61);
 		lapic_write(TIMER_INITIAL, 20000);
 		while (!irq_count[0x61]) {
-			asm volatile("sti\n\thlt\n\tcli" : : : "memory");
+			halt();
 			leave();
 		}
 		leave();

@@ -86,6 +86,11 @@ extern volatile unsigned irq_logged;
 enum irq_eoi { EOI_NONE, EOI_PIC, EOI_LAPIC };
 extern volatile enum irq_eoi irq_eoi;
 void irq_clear(void);
+/*
+ * STI, HLT, CLI, to be called with IF clear. Where a KVM runs on QEMU's TCG, which forgets STI's shadow when an interrupt of
+ * the host comes right behind it, an interrupt that so came before HLT goes on behind it.
+ */
+void halt(void);
 
 void idt_set(unsigned vector, word handler, unsigned selector, unsigned type_dpl, unsigned ist);
 extern uint64_t gdt[32];
@@ -133,6 +138,7 @@ void check_failed(unsigned number, const char *text, int line) __attribute__((no
  */
 bool under_tcg(void);
 bool under_kvm(void);
+bool under_shadow(void); /* a KVM without nested paging ("shadow") */
 bool under_bochs(void); /* of its failings there are two */
 #define CHECK_REAL(condition) check_at(__COUNTER__ + 1, under_tcg() || (condition), #condition, __LINE__)
 #define CHECK_NOT_BOCHS(condition) check_at(__COUNTER__ + 1, under_bochs() || (condition), #condition, __LINE__)

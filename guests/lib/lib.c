@@ -16,7 +16,7 @@ static uint8_t kernel_stack[8192] __attribute__((aligned(16)));
 static uint8_t fault_stack[4096] __attribute__((aligned(16)));
 static volatile bool user_active;
 extern uint32_t boot_magic, boot_info;
-static bool told_tcg, told_kvm, told_bochs;
+static bool told_tcg, told_kvm, told_shadow, told_bochs;
 
 #ifdef __x86_64__
 static struct { uint64_t low, high; } idt[256] __attribute__((aligned(16)));
@@ -153,10 +153,26 @@ static void irq_handle(unsigned vector)
 	}
 }
 
+extern char halt_here[], halt_behind[];
+asm(".text\n.globl halt\nhalt: sti\nhalt_here: hlt\nhalt_behind: cli\nret\n");
+
+/* No interrupt comes between STI and HLT, or HLT would wait for another. */
+static void check_halt(struct frame *frame)
+{
+	if (frame->ip != (word)halt_here || frame->vector < 0x20)
+		return;
+	if (!under_tcg() || !under_kvm()) {
+		say("FAILED: an interrupt between STI and HLT");
+		guest_exit(125);
+	}
+	frame->ip = (word)halt_behind;
+}
+
 void trap_handle(struct frame *frame)
 {
 	bool from_user = frame->cs & 3;
 
+	check_halt(frame);
 	if (trap_hook && trap_hook(frame))
 		return;
 	if (frame->vector >= 0x20 && frame->vector != V_USER_EXIT) {
@@ -260,6 +276,7 @@ static void find_surroundings(void)
 
 	told_tcg = is_told("tcg") || (r.ebx == 0x54474354 && r.ecx == 0x43544743); /* "TCGTCGTC" */
 	told_kvm = is_told("kvm");
+	told_shadow = is_told("shadow");
 	told_bochs = is_told("bochs");
 }
 
@@ -271,6 +288,11 @@ bool under_tcg(void)
 bool under_kvm(void)
 {
 	return told_kvm;
+}
+
+bool under_shadow(void)
+{
+	return told_shadow;
 }
 
 bool under_bochs(void)
