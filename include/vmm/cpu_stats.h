@@ -67,6 +67,9 @@
 	X(exits_interp, "translator: exits for an instruction of the interpreter") \
 	X(exits_target, "translator: jump cache misses") \
 	X(exits_miss, "translator: operands in another slot than was foreseen") \
+	X(exits_soft, "translator: exits for an operand that the software TLB did not have, or could not") \
+	X(soft_sites, "translator: instructions given to the software TLB because of their faults") \
+	X(soft_ends, "translator: instructions taken from it again") \
 	X(spaces_new, "translator: address spaces whose jumps are not known") \
 	X(jumps_forgotten, "translator: times that the supervisor's jump cache was emptied") \
 	X(exits_vector, "translator: loads of the vector state") \

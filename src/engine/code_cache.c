@@ -71,6 +71,10 @@ int translator_create(struct engine *e)
 	if (getrandom(&t->secret, sizeof(t->secret), 0) != sizeof(t->secret))
 		return -EIO;
 	t->hot_after = HOT;
+	t->soft_after = SOFT_FAULTS;
+	t->hot.tlb_index = 0x3ffull << 12;
+	t->hot.tlb_page = ~0xfffull;
+	t->hot.tlb_of[SHADOW_USER] = (uint64_t)(uintptr_t)e->tlb_data[TLB_USER];
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.probe_mask = t->hot.slot_mask | 0xfff;
 	t->hot.high_mask = ~0ull << 39;
@@ -315,6 +319,7 @@ void translator_reset(struct engine *e)
 	t->tb_used = t->map_used = 0;
 	t->site_used = 0;
 	t->chain_from = 0;
+	soft_reset(t);
 	for (unsigned n = 0; n < JUMPS; n++)
 		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
 	translator_forget(e, true, true);

@@ -227,17 +227,24 @@ void tx_emit_block(struct tx *x, const struct block *b)
 		uint32_t maps = x->t->map_used;
 
 		x->accessed = -1;
+		x->soft = x->page == SOFT_NONE ? NULL : soft_find(x->t, x->page + (uint64_t)i->offset);
+		x->soft_done = false;
 		tx_map(x, i->offset, false);
-		if (b->insns[x->n].fn == op_undefined ||
+		if (b->insns[x->n].fn == op_undefined || (x->mode32 && x->soft && i->memory >= 0) ||
 			!(x->mode32 ? tx32_emit(x, i, &b->insns[x->n]) : tx_emit(x, i, &b->insns[x->n]))) {
 			x->m.p = before;
 			x->stub_count = stubs;
 			x->facts = facts;
 			x->gated87 = gated87;
 			x->t->map_used = maps + 1;
-			tx_interp(x, i->offset);
+			soft_emitted(x, true);
+			if (x->soft)
+				emit_store_imm64(&x->m, &x->t->hot.tlb_gva, 0);
+			tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, x->soft ? SITE_SOFT : SITE_INTERP, i->offset, 0));
+			x->ended = true;
 			break;
 		}
+		soft_emitted(x, false);
 		account(x, i);
 	}
 	if (!x->ended) {
@@ -289,6 +296,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.tb = t->tb_used;
 	x.region = hot;
 	x.fall = -1;
+	x.page = index & TB_CROSSING ? SOFT_NONE : b->key >> 14 << 12;
 	first_site = t->site_used;
 	first_map = t->map_used;
 	x.start = t->write + t->code_used;

@@ -6,6 +6,7 @@
  *   translate_region.c  which blocks are translated together, status flags, in how many versions
  *   translate_facts.c what is known of addresses: which slot a register leads to
  *   translate_mem.c   how an operand's address is formed, checked and reached
+ *   translate_soft.c  operands that faults have made dear: by the software TLB
  *   translate_insn.c  which instructions are copied, which have code of their own; the rest is interpreted
  *   translate_system.c  privileged instructions that have code of their own
  *   translate_32.c    32-bit code: what is different there
@@ -54,6 +55,8 @@
 #define MAPS_MAX 4096u	    /* and its part of the fault map */
 #define SPACES 8	    /* of users, whose jumps are remembered */
 #define SEEN_MANY 0xffff
+#define SOFT_SITES 1024u
+#define SOFT_FAULTS 6 /* of an instruction, before it reaches memory by the software TLB */
 #define DISP_NEAR (1 << 20) /* a displacement beyond is taken for the address of an array */
 
 /* A page that code runs in. */
@@ -82,6 +85,10 @@ struct hot {
 	uint64_t enter_pc;
 	uint64_t slot_mask;						  /* bits 47:39, for PEXT */
 	uint64_t probe_mask;						  /* and 11:0 */
+	/* The software TLB: its index is bits 21:12, its tags are bits 63:12. */
+	uint64_t tlb_index, tlb_page;
+	uint64_t tlb_of[SHADOW_VIEWS]; /* the array of each privilege */
+	uint64_t tlb_gva;	       /* what is looked up, or was last; 0: it was none */
 	uint64_t mask_if, mask_no_if, mask_virtual, mask_ax, mask_status; /* translate_system.c */
 	/* 32-bit code. */
 	uint64_t flat_delta;		    /* of slot 0 */
@@ -106,6 +113,7 @@ enum site_kind {
 		      */
 	SITE_MISS,   /* the operand of the instruction at `offset` lies in another slot than was foreseen */
 	SITE_HOT,    /* the block has run often: it is at its start */
+	SITE_SOFT,   /* as SITE_INTERP: the software TLB does not know the page, or the strategy is to be judged */
 };
 
 /* A way out of a block. */
@@ -143,6 +151,22 @@ struct map_entry {
 };
 #define MAP_TARGET INT16_MIN
 
+/* An instruction of guest code that has faulted often (translate_soft.c). */
+struct soft_site {
+	uint64_t at;	 /* its offset in the memfd; SOFT_NONE: free */
+	uint64_t since;	 /* host TSC at the first of the faults, or when it was last judged */
+	uint64_t cost;	 /* of 65,536 cycles, those lost to faults when it was promoted */
+	int32_t left;	 /* executions until it is judged: code counts down */
+	uint32_t faults; /* since `since` */
+	uint32_t misses; /* likewise; of those: `again` of pages that had been found, with no flush between */
+	uint32_t again;
+	uint8_t level;	 /* how often it was demoted, more or less */
+	uint8_t stray;	 /* faults in spite of the software TLB */
+	bool soft, writes;
+};
+#define SOFT_NONE ~0ull
+#define SOFT_PAGES 4096u
+
 /* An address space with its jump cache keys; they are good as long as no translation has changed and all slots are where they were. */
 struct user_space {
 	uint64_t cr3; /* with the PCID */
@@ -164,6 +188,7 @@ struct translator {
 	uint32_t fixed;				  /* end of it */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
 	unsigned hot_after; /* HOT; tests set less */
+	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
@@ -192,6 +217,8 @@ struct translator {
 	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
 	uint16_t *seen;
 	struct tx_pool *pool; /* of the translation under way */
+	struct soft_site soft[SOFT_SITES];
+	uint32_t soft_pages[SOFT_PAGES]; /* hashed: what has been missed */
 };
 
 /* --- code_cache.c --- */
@@ -348,6 +375,9 @@ struct tx {
 	int64_t drift[2];
 	int last;   /* the scratch register used last: 0 S1, 1 S2 */
 	bool gated87; /* the x87 state has been asked for in this block */
+	uint64_t page; /* offset of the code page in the memfd, SOFT_NONE: it has no one page */
+	struct soft_site *soft; /* the instruction's, if its operand shall go by the software TLB */
+	bool soft_done;
 	bool ended, failed;
 };
 
@@ -420,6 +450,19 @@ void tx_get_rsp(struct tx *x, int to, int32_t disp);
 /* to = the guest's, or the host's, address of the page that runs. */
 void tx_code_base(struct tx *x, int to);
 void tx_code_host(struct tx *x, int to);
+
+/* --- translate_soft.c --- */
+/* The site of the instruction at the offset in the memfd if its strategy is the software TLB, else NULL. */
+struct soft_site *soft_find(struct translator *t, uint64_t at);
+/* As tx_operand(). */
+bool soft_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, struct emit_mem *out);
+/* The instruction of x->soft has been emitted, or is left to the interpreter. */
+void soft_emitted(struct tx *x, bool interpreted);
+/* The instruction has faulted in translated code. True: it must be translated anew. */
+bool soft_fault(struct engine *e, uint64_t at);
+/* It has left by SITE_SOFT, with the address in hot.tlb_gva if it has one. True: likewise. */
+bool soft_left(struct engine *e, uint64_t at);
+void soft_reset(struct translator *t);
 
 /* --- translate_insn.c --- */
 void tx_examine(struct tx *x, struct tx_insn *i);

@@ -367,7 +367,7 @@ static bool bit_test(struct tx *x, struct tx_insn *i)
 	if (i->memory < 0 || i->d.op[1].type != ZYDIS_OPERAND_TYPE_REGISTER)
 		return copy(x, i);
 	bit = decode_gpr(i->d.op[1].reg.value, &high);
-	if (width < 32 || i->flags_live || bit == RSP)
+	if (width < 32 || i->flags_live || bit == RSP || x->soft)
 		return false;
 	tx_effective(x, &i->d.op[0], S1, S2);
 	load_bit_number(x, bit, width);
@@ -689,7 +689,7 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source)
 {
 	struct hot *h = &x->t->hot;
 
-	if (i->d.insn.address_width != 64 ||
+	if (x->soft || i->d.insn.address_width != 64 ||
 		(i->d.insn.attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS)))
 		return false;
 	tx_clobber(x, SCRATCH(S1));

@@ -7,6 +7,7 @@
  * looks up the table looked up   bits 47:39 index the table; touches no flags, right for every address held
  * a scratch register still holds the delta for this base register; the guards catch what leaves the slot
  *   known       RSP, FS and GS bases, RIP: checked when they were set
+ *   soft        not by a slot at all: the page is looked up in the interpreter's TLB (translate_soft.c)
  *
  * Isolation invariant: between the check of an address and the access there is nothing but adding a
  * displacement of 32 bits and steps of the base register that are accounted in tx.drift; both together stay
@@ -281,6 +282,8 @@ bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, stru
 
 	if ((data & SCRATCH(S1)) && (data & SCRATCH(S2)))
 		return false;
+	if (x->soft)
+		return soft_operand(x, op, data, out);
 	if (known_operand(x, op, data, out))
 		return true;
 	if (base == GPR_RIP && seg < 0)

@@ -214,6 +214,8 @@ static void prepare(struct engine *e, unsigned view, bool start)
 		h->code->base = c->gpr[GPR_RIP] & ~0xfffull;
 	}
 	h->code->host = h->code->base + delta[slot_of(h->code->base)];
+	/* AC may change without C, so with SMAP it is taken for clear. */
+	h->tlb_of[SHADOW_SUPERVISOR] = (uint64_t)(uintptr_t)e->tlb_data[c->cr4 & CR4_SMAP ? TLB_SMAP : TLB_SUPERVISOR];
 	h->rsp_delta = t->code32 ? 0 : delta[slot_of(rsp)];
 	h->rsp_neg = -h->rsp_delta;
 	h->rsp_key = rsp >> 39;
@@ -364,6 +366,14 @@ static bool open_gate(struct engine *e, bool x87, unsigned *loaded)
 	return true;
 }
 
+static void drop_tb(struct engine *e, struct block *b, uint32_t tb)
+{
+	translator_drop_code(e, tb);
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		if (b->tb[view] == tb + 1)
+			b->tb[view] = 0;
+}
+
 /* The operand at `offset` is looked up from now on: the region is translated without foreseeing its slot. */
 static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
 {
@@ -376,10 +386,27 @@ static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
 		return;
 	while ((i = blocks_insn(e, (b->key >> 14 << 12) | offset, &at)))
 		t->seen[i - e->blocks->insns] = SEEN_MANY;
-	translator_drop_code(e, tb);
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-		if (b->tb[view] == tb + 1)
-			b->tb[view] = 0;
+	drop_tb(e, b, tb);
+}
+
+/* Where the instruction at `offset` of the block's page is in the memfd; SOFT_NONE: the block is none or gone. */
+static uint64_t code_offset(struct engine *e, uint32_t tb, int offset)
+{
+	uint32_t index = e->translator->tbs[tb].block;
+
+	if ((index & TB_CROSSING) || e->blocks->blocks[index].key == BLOCK_DEAD)
+		return SOFT_NONE;
+	return (e->blocks->blocks[index].key >> 14 << 12) + (uint64_t)offset;
+}
+
+/* The strategy of an operand has changed. A region is not blamed for it. */
+static void change_strategy(struct engine *e, uint32_t tb)
+{
+	struct block *b = &e->blocks->blocks[e->translator->tbs[tb].block];
+
+	drop_tb(e, b, tb);
+	if ((b->hot & ~BLOCK_HOT_WANTED) > 1)
+		b->hot--;
 }
 
 /* True: the fault is repaired, go on at fault_pc; *loaded: with what components. */
@@ -388,7 +415,7 @@ static bool repair(struct engine *e, unsigned view, unsigned *loaded)
 	struct translator *t = e->translator;
 	uint64_t gva, changes = e->deltas->changes;
 	uint32_t tb = 0;
-	bool string;
+	bool string, anew = false;
 
 	if (find_rip(e, t->fault_pc, &tb, &string)) {
 		/* A branch to nowhere faults by itself: on to its exit. The event waits so long. */
@@ -415,6 +442,9 @@ static bool repair(struct engine *e, unsigned view, unsigned *loaded)
 		e->stats->exits_miss++;
 		forget_slot(e, tb, (unsigned)e->cpu->gpr[GPR_RIP] & 0xfff);
 	} else if (t->fault_signal == SIGSEGV) {
+		uint64_t at = code_offset(e, tb, (int)(e->cpu->gpr[GPR_RIP] & 0xfff));
+
+		anew = at != SOFT_NONE && !t->tbs[tb].dead && soft_fault(e, at);
 		gva = shadow_gva(e, t->fault_hva);
 		if (gva == ~0ull) {
 			uint32_t index = t->tbs[tb].block;
@@ -432,9 +462,11 @@ static bool repair(struct engine *e, unsigned view, unsigned *loaded)
 			 */
 			e->stats->exits_fill++;
 			/* Scratch registers may hold deltas: good only if none has changed. */
-			if (changes == e->deltas->changes && !string)
+			if (changes == e->deltas->changes && !string && !anew)
 				return true;
 		}
+		if (anew)
+			change_strategy(e, tb);
 	}
 	e->stats->exits_fault++;
 	t->interp_next = true;
@@ -476,6 +508,14 @@ static void leave_code(struct engine *e)
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		forget_slot(e, s->tb, (unsigned)s->offset);
 		t->interp_next = true;
+		break;
+	case SITE_SOFT:
+		e->stats->exits_soft++;
+		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
+		t->interp_next = true;
+		if (code_offset(e, s->tb, s->offset) != SOFT_NONE && !t->tbs[s->tb].dead &&
+			soft_left(e, code_offset(e, s->tb, s->offset)))
+			change_strategy(e, s->tb);
 		break;
 	case SITE_HOT:
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;

@@ -697,6 +697,8 @@ int main(int argc, char **argv)
 	t->sides[1].engine->translator->heat = 1;
 	t->sides[1].engine->translator->hot_after = 2;
 	for (uint64_t n = first; n < first + count; n++) {
+		/* Every other program with each operand that faults given to the software TLB. */
+		t->sides[1].engine->translator->soft_after = n % 2 ? 1 : ~0u >> 1;
 		if (test(t, seed, n, length < 2 ? 2 : length, &ended, &faults))
 			continue;
 		if (++failures >= 200 || !keep_going)
@@ -704,10 +706,10 @@ int main(int argc, char **argv)
 	}
 	stats = t->sides[1].engine->stats;
 	printf("%llu programs, seed %llu: %llu differ; %llu runs, %llu ended in an exception; %llu blocks translated, entered %llu times, "
-		"left %llu times for the interpreter\n",
+		"left %llu times for the interpreter, %llu times more for MMIO and the like\n",
 		(unsigned long long)count, (unsigned long long)seed, (unsigned long long)failures, (unsigned long long)ended,
 		(unsigned long long)faults, (unsigned long long)stats->blocks_translated, (unsigned long long)stats->code_entries,
-		(unsigned long long)stats->exits_interp);
+		(unsigned long long)stats->exits_interp, (unsigned long long)stats->exits_soft);
 	engine_destroy(t->sides[0].engine);
 	engine_destroy(t->sides[1].engine);
 	return failures ? 1 : 0;
