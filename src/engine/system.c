@@ -106,8 +106,8 @@ void system_set_cr4(struct engine *e, uint64_t value)
 	cpu->cr4 = value;
 	if (changed & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP))
 		mmu_flush_all(e);
-	/* Translated user code has RDTSC inline or not. */
-	if (changed & CR4_TSD)
+	/* Translated code has RDTSC and the like inline or not. */
+	if (changed & (CR4_TSD | CR4_FSGSBASE))
 		engine_invalidate_all(e);
 	engine_update_mode(e);
 }

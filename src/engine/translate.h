@@ -95,6 +95,7 @@ struct hot {
 	uint64_t wide_base[2], wide_delta[2]; /* of FS, GS: the base; slot 0's delta or poison */
 	uint64_t poison;
 	uint64_t mask_carry; /* bit 32 */
+	uint64_t bit_mask[2]; /* of a bit's number in 32 and 64 bits */
 	uint64_t leave_now;  /* where the fixed code leaves for the code that runs */
 	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
 	uint64_t fp_loaded; /* the guest's vector state is in the host's registers */

@@ -359,6 +359,7 @@ static void load_bit_number(struct tx *x, int bit, unsigned width)
  */
 static bool bit_test(struct tx *x, struct tx_insn *i)
 {
+	struct hot *h = &x->t->hot;
 	unsigned width = i->d.insn.operand_width;
 	uint8_t map[16];
 	bool high;
@@ -367,20 +368,20 @@ static bool bit_test(struct tx *x, struct tx_insn *i)
 	if (i->memory < 0 || i->d.op[1].type != ZYDIS_OPERAND_TYPE_REGISTER)
 		return copy(x, i);
 	bit = decode_gpr(i->d.op[1].reg.value, &high);
-	if (width < 32 || i->flags_live || bit == RSP || x->soft)
+	if (width < 32 || bit == RSP || x->soft)
 		return false;
 	tx_effective(x, &i->d.op[0], S1, S2);
+	/* The other status flags live on as a rule: none is touched. S1 += number >> 5 << 2, or >> 6 << 3, of 64 bits. */
+	emit_store(&x->m, RCX, mem_abs(&h->save));
 	load_bit_number(x, bit, width);
-	emit8(&x->m, 0x49); /* sar $5 or $6, %r11 */
-	emit8(&x->m, 0xc1);
-	emit8(&x->m, 0xfb);
-	emit8(&x->m, width == 64 ? 6 : 5);
+	emit_bytes(&x->m, width == 64 ? "\xb9\x06\x00\x00\x00" : "\xb9\x05\x00\x00\x00", 5); /* mov $6 or $5, %ecx */
+	emit_bytes(&x->m, "\xc4\x42\xf2\xf7\xdb", 5); /* sarx %rcx, %r11, %r11 */
+	emit_load(&x->m, RCX, mem_abs(&h->save));
 	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, width == 64 ? 3 : 2, 0});
-	tx_find_delta(x, S2, S1, 0);
+	tx_find_delta(x, S2, S1, i->flags_live);
 	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
 	load_bit_number(x, bit, width);
-	emit_bytes(&x->m, "\x41\x83\xe3", 3); /* and $31 or $63, %r11d */
-	emit8(&x->m, width - 1);
+	emit_pext(&x->m, S2, S2, mem_abs(width == 64 ? &h->bit_mask[1] : &h->bit_mask[0]));
 	for (unsigned n = 0; n < 16; n++)
 		map[n] = (uint8_t)n;
 	map[bit] = S2;

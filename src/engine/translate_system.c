@@ -25,6 +25,8 @@ void translator_set_masks(struct translator *t)
 	t->hot.mask_ax = 0x010000ff; /* ax of SETO, LAHF, rotated right by 8: OF 24, the rest 7:0 */
 	t->hot.mask_status = 0x8ff;
 	t->hot.mask_carry = 1ull << 32;
+	t->hot.bit_mask[0] = 31;
+	t->hot.bit_mask[1] = 63;
 }
 
 static struct emit_mem rflags(struct tx *x)
@@ -339,6 +341,61 @@ static bool read_control(struct tx *x, const struct insn *decoded)
 	return true;
 }
 
+static bool is_plain_register(int reg)
+{
+	return reg != RSP && reg != S1 && reg != S2;
+}
+
+/* A selector: a register of 16 bits keeps its upper part, a larger one is zero-extended. */
+static bool read_segment(struct tx *x, const struct tx_insn *i, const struct insn *decoded)
+{
+	if (i->d.op[0].type != ZYDIS_OPERAND_TYPE_REGISTER || i->d.op[0].size < 32 || !is_plain_register(decoded->rm))
+		return false;
+	if (decoded->rm >= 8)
+		emit8(&x->m, 0x44);
+	emit_bytes(&x->m, "\x0f\xb7", 2); /* movzwl */
+	emit_modrm_mem(&x->m, decoded->rm, mem_abs(&x->e->cpu->seg[decoded->reg].selector));
+	return true;
+}
+
+/* Whether CR4 has the bit is looked at here: when that changes all code is forgotten. */
+static bool read_base(struct tx *x, const struct tx_insn *i, const struct insn *decoded, unsigned n)
+{
+	if (!(x->e->cpu->cr4 & CR4_FSGSBASE) || decoded->opsize != 8 || !is_plain_register(decoded->rm))
+		return false;
+	emit_load(&x->m, decoded->rm, mem_abs(&x->e->cpu->seg[SEG_FS + n].base));
+	return true;
+}
+
+/* An address that is not canonical is the interpreter's to refuse. No flags. */
+static bool write_base(struct tx *x, const struct tx_insn *i, const struct insn *decoded, unsigned n)
+{
+	struct hot *h = &x->t->hot;
+	uint8_t *canonical;
+
+	if (!(x->e->cpu->cr4 & CR4_FSGSBASE) || decoded->opsize != 8 || !is_plain_register(decoded->rm))
+		return false;
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
+	emit_store(&x->m, RCX, mem_abs(&h->save));
+	emit_move(&x->m, S2, decoded->rm);
+	/* mov $16, %ecx; shlx %rcx, %r11, %r10; sarx %rcx, %r10, %r10; mov %r10, %rcx; not %rcx */
+	emit_bytes(&x->m, "\xb9\x10\x00\x00\x00\xc4\x42\xf1\xf7\xd3\xc4\x42\xf2\xf7\xd2\x4c\x89\xd1\x48\xf7\xd1", 21);
+	emit_lea(&x->m, RCX, (struct emit_mem){RCX, S2, 0, 1});
+	canonical = emit_jrcxz(&x->m);
+	emit_load(&x->m, RCX, mem_abs(&h->save));
+	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
+	emit_patch8(canonical, x->m.p);
+	emit_load(&x->m, RCX, mem_abs(&h->save));
+	emit_store(&x->m, S1, mem_abs(&x->e->cpu->seg[SEG_FS + n].base));
+	follow_segment(x, n);
+	return true;
+}
+
+static bool is_of_class(const ZydisDecodedOperand *op, ZydisRegisterClass class)
+{
+	return op->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(op->reg.value) == class;
+}
+
 bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded)
 {
 	bool supervisor = x->view == SHADOW_SUPERVISOR;
@@ -363,9 +420,17 @@ bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded
 	case ZYDIS_MNEMONIC_SYSRET:
 		return supervisor && return_from_system(x, i);
 	case ZYDIS_MNEMONIC_MOV:
-		return supervisor && i->d.op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-		       ZydisRegisterGetClass(i->d.op[1].reg.value) == ZYDIS_REGCLASS_CONTROL &&
-		       read_control(x, decoded);
+		if (is_of_class(&i->d.op[1], ZYDIS_REGCLASS_SEGMENT))
+			return read_segment(x, i, decoded);
+		return supervisor && is_of_class(&i->d.op[1], ZYDIS_REGCLASS_CONTROL) && read_control(x, decoded);
+	case ZYDIS_MNEMONIC_RDFSBASE:
+		return read_base(x, i, decoded, 0);
+	case ZYDIS_MNEMONIC_RDGSBASE:
+		return read_base(x, i, decoded, 1);
+	case ZYDIS_MNEMONIC_WRFSBASE:
+		return write_base(x, i, decoded, 0);
+	case ZYDIS_MNEMONIC_WRGSBASE:
+		return write_base(x, i, decoded, 1);
 	case ZYDIS_MNEMONIC_CLD:
 		return true; /* DF is 0 */
 	default:
