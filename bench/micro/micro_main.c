@@ -117,7 +117,7 @@ static void run(const struct workload *w, const struct options *o)
 	if (!n)
 		n = 1;
 	warm_up(w, n, o->warm);
-	for (unsigned i = 0; i < o->repeat; i++) {
+	for (unsigned i = 0; i < (w->total ? 1 : o->repeat); i++) {
 		uint64_t ns = sample(w, n, &check);
 
 		if (w->total)

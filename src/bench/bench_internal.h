@@ -231,13 +231,13 @@ struct bench_item {
 	char why[BENCH_TEXT_MAX];
 	bool has_check;
 	uint64_t check;
-	unsigned count;
+	unsigned wanted, count; /* a whole task, whose unit is s, is done once */
 	struct bench_sample samples[BENCH_SAMPLE_MAX];
 };
 struct bench_output {
 	unsigned count; /* items that were asked for, in the order asked */
 	struct bench_item items[BENCH_WORK_MAX];
-	unsigned wanted; /* samples of each */
+	unsigned wanted; /* samples of each that is no whole task */
 	bool begun, ended;
 	uint64_t begun_ns;
 	unsigned clocks;
@@ -254,7 +254,7 @@ void bench_output_line(struct bench_output *out, const char *line, uint64_t now)
  * was asked for and has none; -1 if all are complete or skipped.
  */
 int bench_output_culprit(const struct bench_output *out);
-bool bench_item_complete(const struct bench_output *out, const struct bench_item *item);
+bool bench_item_complete(const struct bench_item *item);
 /* The guest's clock over the host's between the first and the last BENCH-CLOCK; 0 if that cannot be told. */
 double bench_output_clock(const struct bench_output *out, double tsc_hz);
 

@@ -37,6 +37,7 @@ void bench_output_expect(struct bench_output *out, const struct bench_work *work
 	memset(item, 0, sizeof(*item));
 	snprintf(item->id, sizeof(item->id), "%s", work->id);
 	item->unit = work->unit;
+	item->wanted = work->unit == BENCH_SECONDS ? 1 : out->wanted;
 }
 
 __attribute__((format(printf, 2, 3))) static void bad_line(struct bench_output *out, const char *format, ...)
@@ -219,9 +220,9 @@ void bench_output_line(struct bench_output *out, const char *line, uint64_t now)
 		bad_line(out, "it wrote \"%.120s\"", line);
 }
 
-bool bench_item_complete(const struct bench_output *out, const struct bench_item *item)
+bool bench_item_complete(const struct bench_item *item)
 {
-	return item->skipped || item->bad || item->count >= out->wanted;
+	return item->skipped || item->bad || item->count >= item->wanted;
 }
 
 int bench_output_culprit(const struct bench_output *out)
@@ -229,7 +230,7 @@ int bench_output_culprit(const struct bench_output *out)
 	int first = -1;
 
 	for (unsigned i = 0; i < out->count; i++) {
-		if (bench_item_complete(out, &out->items[i]))
+		if (bench_item_complete(&out->items[i]))
 			continue;
 		if (out->items[i].count)
 			return (int)i;

@@ -187,7 +187,7 @@ static void merge(
 	for (unsigned i = 0; i < s->output.count; i++) {
 		int w = bench_work_find(r->works, r->work_count, s->output.items[i].id);
 
-		if (bench_item_complete(&s->output, &s->output.items[i]))
+		if (bench_item_complete(&s->output.items[i]))
 			merge_item(&r->cells[w][launch->column], &s->output.items[i], index);
 	}
 	if (boot >= 0 && launch->part == BENCH_PART_LINUX && r->columns[launch->column].kind != BENCH_NATIVE) {
@@ -319,7 +319,7 @@ static bool failure_handle(struct session *s, const struct bench_child *child,
 		for (unsigned i = 0; i < s->output.count; i++)
 			left_out[bench_work_find(
 				s->result->works, s->result->work_count, s->output.items[i].id)] |=
-				bench_item_complete(&s->output, &s->output.items[i]);
+				bench_item_complete(&s->output.items[i]);
 	}
 	if (unsupported) {
 		session_skip(s, launch->part, launch->column,

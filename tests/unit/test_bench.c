@@ -171,11 +171,11 @@ START_TEST(spread_holds)
 	unsigned outside = 0, all = 0;
 	double widest = 0;
 
+	result_begin();
 	for (unsigned run = 0; run < 60; run++) {
 		struct bench_figure figures[2][WORKS];
 
 		for (unsigned side = 0; side < 2; side++) {
-			result_begin();
 			for (unsigned w = 0; w < WORKS; w++) {
 				double values[8], deviation = w % 2 ? 0.2 : 0.02;
 
