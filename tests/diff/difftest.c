@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "difftest.h"
+#include "machine.h"
 #include "vmm/error.h"
 
 /* Of Linux; the guest's are like them. */
@@ -205,33 +206,16 @@ static void fill_guest(struct tester *t)
 	memcpy(system + 16, &(uint64_t){ 0x00cf93000000ffffull }, 8);
 }
 
-static void set_segment(struct cpu_segment *s, uint16_t selector, uint32_t ar)
-{
-	memset(s, 0, sizeof(*s));
-	s->selector = selector;
-	s->ar = ar;
-	s->limit = 0xffffffff;
-}
-
 static void set_machine_state(struct cpu_state *c, unsigned bits)
 {
-	cpu_reset(c, true);
-	c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
-	c->cr3 = GPA_TABLES;
-	c->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
-	c->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
-	c->xcr0 = 7;
+	machine_reset(c, GPA_TABLES, SYSTEM);
+	c->efer |= EFER_SCE;
 	for (unsigned s = 0; s < SEG_COUNT; s++)
-		set_segment(&c->seg[s], SELECTOR_DATA, 0xc0f3);
+		set_segment(&c->seg[s], SELECTOR_DATA, 0, ~0u, 0xc0f3);
 	if (bits == 32)
-		set_segment(&c->seg[SEG_CS], SELECTOR_CODE32, 0xc0fb);
+		set_segment(&c->seg[SEG_CS], SELECTOR_CODE32, 0, ~0u, 0xc0fb);
 	else
-		set_segment(&c->seg[SEG_CS], SELECTOR_CODE64, 0xa0fb);
-	set_segment(&c->tr, 0x40, 0x8b);
-	c->tr.base = TSS;
-	c->tr.limit = 0x67;
-	c->gdtr = (struct cpu_table){ .base = SYSTEM, .limit = 0x7f };
-	c->idtr = (struct cpu_table){ .base = IDT, .limit = 32 * 16 - 1 };
+		set_segment(&c->seg[SEG_CS], SELECTOR_CODE64, 0, ~0u, 0xa0fb);
 }
 
 static void take_guest_fault(struct tester *t, int vector)

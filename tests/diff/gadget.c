@@ -22,11 +22,20 @@ void put32(struct gadget *g, uint32_t value)
 
 void put_fix(struct gadget *g, enum fix_kind kind, unsigned target, unsigned after)
 {
+	unsigned size = kind == FIX_LABEL8 ? 1 : 4;
+
 	g->fix[g->fixes].kind = kind;
 	g->fix[g->fixes].at = g->length;
-	g->fix[g->fixes].end = g->length + 4 + after;
+	g->fix[g->fixes].end = g->length + size + after;
 	g->fix[g->fixes++].target = target;
-	put32(g, 0);
+	put(g, &(uint32_t){ 0 }, size);
+}
+
+unsigned gadget_ahead(struct insn_source *s, unsigned n, unsigned count)
+{
+	unsigned to = n + 1 + pick(s, 4);
+
+	return to < count ? to : count - 1;
 }
 
 void gadgets_place(struct gadget *row, unsigned count, unsigned start, uint8_t *code, fix_value value, const void *program)

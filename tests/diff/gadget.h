@@ -11,6 +11,8 @@
 
 #include <Zydis/Zydis.h>
 
+#include "random_insn.h"
+
 #define GADGETS_MAX 64u
 #define GADGET_BYTES 96u
 #define CODE_PAGES 16u
@@ -37,6 +39,9 @@ void put8(struct gadget *g, unsigned byte);
 void put32(struct gadget *g, uint32_t value);
 /* A field here, the last of its instruction but for `after` bytes. */
 void put_fix(struct gadget *g, enum fix_kind kind, unsigned target, unsigned after);
+
+/* One of the next few gadgets behind the nth of so many. */
+unsigned gadget_ahead(struct insn_source *s, unsigned n, unsigned count);
 
 /* The value of field `fix` of the gadget, which has been placed with all others. */
 typedef uint32_t (*fix_value)(const void *program, const struct gadget *g, unsigned fix);

@@ -221,16 +221,9 @@ static void stack_gadget(struct program *p, struct gadget *g, struct insn_source
 	}
 }
 
-static unsigned forward(struct program *p, struct insn_source *s, unsigned n)
-{
-	unsigned to = n + 1 + pick(s, 4);
-
-	return to < p->count ? to : p->count - 1;
-}
-
 static void branch_gadget(struct program *p, struct gadget *g, struct insn_source *s, unsigned n)
 {
-	unsigned to = forward(p, s, n);
+	unsigned to = gadget_ahead(s, n, p->count);
 	unsigned label = new_entry(p, (struct table_entry){ .kind = ENTRY_LABEL, .gadget = n + 1 });
 
 	switch (pick(s, 12)) {
@@ -243,11 +236,7 @@ static void branch_gadget(struct program *p, struct gadget *g, struct insn_sourc
 		break;
 	case 3:
 		put8(g, 0x70 | pick(s, 16));
-		g->fix[g->fixes].kind = FIX_LABEL8;
-		g->fix[g->fixes].at = g->length;
-		g->fix[g->fixes].end = g->length + 1;
-		g->fix[g->fixes++].target = n + 1 < p->count ? n + 1 : n;
-		put8(g, 0);
+		put_fix(g, FIX_LABEL8, n + 1 < p->count ? n + 1 : n, 0);
 		break;
 	case 4:
 		put8(g, 0xe9);
@@ -349,7 +338,7 @@ static void system_gadget(struct program *p, struct gadget *g, struct insn_sourc
 		put32(g, ((uint32_t)next_random(s) & 0xcd5) | 0x202);
 		put(g, p->user ? "\x6a\x33" : "\x6a\x08", 2);
 		put8(g, 0x68);
-		put_fix(g, FIX_ABSOLUTE, forward(p, s, n), 0);
+		put_fix(g, FIX_ABSOLUTE, gadget_ahead(s, n, p->count), 0);
 		put(g, "\x48\xcf", 2);
 		break;
 	default:

@@ -281,16 +281,9 @@ static void stack_gadget(struct program32 *p, struct gadget *g, struct insn_sour
 	}
 }
 
-static unsigned forward(struct program32 *p, struct insn_source *s, unsigned n)
-{
-	unsigned to = n + 1 + pick(s, 4);
-
-	return to < p->count ? to : p->count - 1;
-}
-
 static void branch_gadget(struct program32 *p, struct gadget *g, struct insn_source *s, unsigned n)
 {
-	unsigned to = forward(p, s, n), label, reg = pick(s, 8);
+	unsigned to = gadget_ahead(s, n, p->count), label, reg = pick(s, 8);
 
 	switch (pick(s, 13)) {
 	case 0:
@@ -302,11 +295,7 @@ static void branch_gadget(struct program32 *p, struct gadget *g, struct insn_sou
 		break;
 	case 3: /* jcc, loop, jecxz */
 		put8(g, pick(s, 2) ? 0x70 | pick(s, 16) : 0xe0 | pick(s, 4));
-		g->fix[g->fixes].kind = FIX_LABEL8;
-		g->fix[g->fixes].at = g->length;
-		g->fix[g->fixes].end = g->length + 1;
-		g->fix[g->fixes++].target = n + 1 < p->count ? n + 1 : n;
-		put8(g, 0);
+		put_fix(g, FIX_LABEL8, n + 1 < p->count ? n + 1 : n, 0);
 		break;
 	case 4:
 		put8(g, 0xe9);
@@ -397,7 +386,7 @@ static void system_gadget(struct program32 *p, struct gadget *g, struct insn_sou
 		put8(g, 0x6a);
 		put8(g, p->user ? SEL_USER_CODE : SEL_CODE);
 		put8(g, 0x68);
-		put_fix(g, FIX_ABSOLUTE, forward(p, s, n), 0);
+		put_fix(g, FIX_ABSOLUTE, gadget_ahead(s, n, p->count), 0);
 		put8(g, 0xcf);
 		break;
 	default:
