@@ -108,6 +108,8 @@ struct kvm_vcpu {
 	bool is_settled;
 	uint64_t helper_pv_time;
 	bool lapic_moved;	    /* a move or a stint, not an assist */
+	bool in_run_lock;	    /* move.c */
+	bool keeps_others_out;	    /* … from the move's beginning to its end */
 	struct kvm_stats stats;
 	bool has_timer, has_stats; /* partial.c */
 	timer_t timer;

@@ -10,6 +10,9 @@
  * that arrives between reading and writing the local APIC would be lost. Messages for a vcpu that is away arrive in the kernel's
  * local APIC and bring it back, as HLT does.
  *
+ * With KVM's shadow paging the others stay out until the state is back: the software CPU writes to page tables that KVM shadows,
+ * and KVM, which does not see that, forgets its shadows only then.
+ *
  * Lock order: move_lock, then run_lock, then the VM's lock.
  */
 #include <errno.h>
@@ -101,26 +104,32 @@ static bool has_others(const struct kvm_vcpu *v)
 
 void kvm_run_begin(struct kvm_vcpu *v)
 {
-	if (!v->vm->config.move_every || !has_others(v))
-		return;
-	while (atomic_load(&v->vm->moving))
-		sched_yield();
-	pthread_rwlock_rdlock(&v->vm->run_lock);
-}
-
-void kvm_run_end(struct kvm_vcpu *v)
-{
-	if (v->vm->config.move_every && has_others(v))
-		pthread_rwlock_unlock(&v->vm->run_lock);
-}
-
-void kvm_transit_begin(struct kvm_vcpu *v)
-{
 	struct kvm_vm *vm = v->vm;
 
 	if (!vm->config.move_every || !has_others(v))
 		return;
-	pthread_mutex_lock(&vm->move_lock);
+	while (atomic_load(&vm->moving) || pthread_rwlock_tryrdlock(&vm->run_lock)) {
+		/* The machine may wait for this vcpu before it lets the one that moves go on: KVM_RUN only finishes an access. */
+		if (atomic_load(&v->kicked)) {
+			__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+			return;
+		}
+		sched_yield();
+	}
+	v->in_run_lock = true;
+}
+
+void kvm_run_end(struct kvm_vcpu *v)
+{
+	if (v->in_run_lock)
+		pthread_rwlock_unlock(&v->vm->run_lock);
+	v->in_run_lock = false;
+}
+
+static void push_others_out(struct kvm_vcpu *v)
+{
+	struct kvm_vm *vm = v->vm;
+
 	atomic_store(&vm->moving, true);
 	while (pthread_rwlock_trywrlock(&vm->run_lock)) {
 		for (unsigned i = 0; i < vm->vcpu_count; i++)
@@ -130,12 +139,31 @@ void kvm_transit_begin(struct kvm_vcpu *v)
 	}
 }
 
+static bool transit_try(struct kvm_vcpu *v)
+{
+	if (!has_others(v))
+		return true;
+	if (pthread_mutex_trylock(&v->vm->move_lock))
+		return false;
+	push_others_out(v);
+	return true;
+}
+
+void kvm_transit_begin(struct kvm_vcpu *v)
+{
+	if (!v->vm->config.move_every || !has_others(v) || v->keeps_others_out)
+		return;
+	pthread_mutex_lock(&v->vm->move_lock);
+	push_others_out(v);
+}
+
 void kvm_transit_end(struct kvm_vcpu *v)
 {
 	struct kvm_vm *vm = v->vm;
 
 	if (!vm->config.move_every || !has_others(v))
 		return;
+	v->keeps_others_out = false;
 	pthread_rwlock_unlock(&vm->run_lock);
 	atomic_store(&vm->moving, false);
 	pthread_mutex_unlock(&vm->move_lock);
@@ -208,13 +236,16 @@ enum kvm_move kvm_move_try(struct kvm_vcpu *v)
 	length = 2 + draw(v) % (2 * (uint64_t)vm->config.move_length);
 	if (kvm_assist_prepare(v))
 		return MOVE_NONE;
-	kvm_transit_begin(v);
+	if (!transit_try(v))
+		return MOVE_NONE;
 	rc = settle(v);
 	v->is_settled = !rc;
 	if (!rc)
 		rc = kvm_assist_begin(v, length) ? -EAGAIN : 0;
 	v->is_settled = false;
-	kvm_transit_end(v);
+	v->keeps_others_out = !rc && vm->shadows && has_others(v);
+	if (!v->keeps_others_out)
+		kvm_transit_end(v);
 	if (rc == 1)
 		return MOVE_EXIT;
 	if (rc)
