@@ -68,8 +68,8 @@ static void head(FILE *file, const struct bench_result *r)
 	for (unsigned kind = 0; kind < BENCH_SPEEDS; kind++)
 		worst = fmax(worst, bench_noise_factor(&r->noise, kind));
 	if (r->noise.busy > UNSTEADY || worst > 1 + 4 * UNSTEADY)
-		fprintf(file, "<p class=\"warn\">The host was not idle: these figures show the way of "
-			      "measuring, and are no basis for a claim of more than their spread.</p>\n");
+		fprintf(file, "<p class=\"warn\">The host was not steady: other work, or neighbours of this virtual "
+			      "machine, took their part, so figures are no better than their spread.</p>\n");
 }
 
 static void cell(FILE *file, const struct bench_result *r, unsigned w, unsigned c)
