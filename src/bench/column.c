@@ -273,7 +273,7 @@ static void qemu_command(struct builder *b, const struct bench_column *column, e
 	}
 	if (part == BENCH_PART_ROOT) {
 		add(b, "-drive");
-		add_joined(b, "format=raw,if=virtio,readonly=on,file=", paths->root);
+		add_joined(b, "format=raw,if=virtio,readonly=on,file.locking=off,file=", paths->root);
 	}
 	add(b, "-append");
 	add_joined(b, command_line(part), words);
