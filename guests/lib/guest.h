@@ -139,7 +139,7 @@ void check_failed(unsigned number, const char *text, int line) __attribute__((no
 bool under_tcg(void);
 bool under_kvm(void);
 bool under_shadow(void); /* a KVM without nested paging ("shadow") */
-bool under_bochs(void); /* of its failings there are two */
+bool under_bochs(void);
 #define CHECK_REAL(condition) check_at(__COUNTER__ + 1, under_tcg() || (condition), #condition, __LINE__)
 #define CHECK_NOT_BOCHS(condition) check_at(__COUNTER__ + 1, under_bochs() || (condition), #condition, __LINE__)
 #define CHECK_NOT_KVM(condition) check_at(__COUNTER__ + 1, under_kvm() || (condition), #condition, __LINE__)
