@@ -181,6 +181,13 @@ void translator_forget(struct engine *e, bool user, bool supervisor)
 		memset(t->jump_pages[1], 0, sizeof(t->jump_pages[1]));
 }
 
+static void flush_space(struct user_space *s)
+{
+	s->flushed = true;
+	if (s->count > SPACE_PAGES)
+		s->live = false;
+}
+
 void translator_switch(struct engine *e, bool keep)
 {
 	struct translator *t = e->translator;
@@ -189,10 +196,22 @@ void translator_switch(struct engine *e, bool keep)
 
 	for (unsigned n = 0; n < SPACES && !keep; n++)
 		if (((t->spaces[n].cr3 ^ c->cr3) & pcid) == 0)
-			t->spaces[n].live = false;
+			flush_space(&t->spaces[n]);
 	t->space_stale = true;
 	if (t->nonglobal_jumps)
 		translator_forget(e, false, true);
+}
+
+/* All pages that jumps lead to are where they were; with nothing left to do for a fetch, as setting A. */
+static bool is_as_it_was(struct engine *e, struct user_space *s)
+{
+	if (!s->flushed)
+		return true;
+	for (unsigned n = 0; n < s->count; n++)
+		if (mmu_user_code(e, s->page[n]) != s->code_page[n])
+			return false;
+	s->flushed = false;
+	return true;
 }
 
 void translator_settle(struct engine *e)
@@ -206,7 +225,7 @@ void translator_settle(struct engine *e)
 	t->space_stale = false;
 	for (unsigned n = 0; n < SPACES; n++) {
 		s = &t->spaces[n];
-		if (s->live && s->cr3 == cr3 && s->sum == sum) {
+		if (s->live && s->cr3 == cr3 && s->sum == sum && (s->live = is_as_it_was(e, s))) {
 			t->space = n;
 			set_salts(t, SHADOW_USER, s->salt);
 			return;
@@ -214,7 +233,12 @@ void translator_settle(struct engine *e)
 	}
 	t->space = (t->space + 1) % SPACES;
 	s = &t->spaces[t->space];
-	*s = (struct user_space){.cr3 = cr3, .sum = sum, .live = true};
+	s->cr3 = cr3;
+	s->sum = sum;
+	s->live = true;
+	s->flushed = false;
+	s->count = 0;
+	memset(s->noted, 0, sizeof(s->noted));
 	new_salts(t, SHADOW_USER, s->salt);
 	set_salts(t, SHADOW_USER, s->salt);
 	e->stats->spaces_new++;
@@ -225,11 +249,34 @@ static unsigned page_hash(uint64_t gva)
 	return (unsigned)(((gva >> 12) * 0x9e3779b97f4a7c15ull) >> 52);
 }
 
-void translator_note_page(struct translator *t, uint64_t gva)
+static void note_user_page(struct user_space *s, uint64_t gva, uint64_t code_page)
+{
+	unsigned hash = page_hash(gva);
+	uint64_t bit = 1ull << (hash % 64);
+
+	gva &= ~0xfffull;
+	if (s->noted[hash / 64] & bit)
+		for (unsigned n = 0; n < s->count && n < SPACE_PAGES; n++)
+			if (s->page[n] == gva && s->code_page[n] == code_page)
+				return;
+	s->noted[hash / 64] |= bit;
+	if (s->count < SPACE_PAGES) {
+		s->page[s->count] = gva;
+		s->code_page[s->count] = code_page;
+	}
+	if (s->count <= SPACE_PAGES)
+		s->count++;
+}
+
+void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page)
 {
 	unsigned hash = page_hash(gva);
 
 	t->jump_pages[gva >> 63][hash / 64] |= 1ull << (hash % 64);
+	if (view == SHADOW_USER)
+		note_user_page(&t->spaces[t->space], gva, code_page);
+	else
+		t->low_supervisor |= !(gva >> 63);
 }
 
 void translator_forget_page(struct engine *e, uint64_t gva)
@@ -237,8 +284,13 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 	struct translator *t = e->translator;
 	unsigned hash = page_hash(gva);
 
-	if (t->jump_pages[gva >> 63][hash / 64] >> (hash % 64) & 1)
-		translator_forget(e, true, gva >> 63);
+	if (!(t->jump_pages[gva >> 63][hash / 64] >> (hash % 64) & 1))
+		return;
+	for (unsigned n = 0; n < SPACES; n++)
+		flush_space(&t->spaces[n]);
+	t->space_stale = true;
+	if (gva >> 63 || t->low_supervisor)
+		translator_forget(e, false, true);
 }
 
 /*

@@ -250,6 +250,10 @@ uint64_t mmu_translate(struct engine *e, uint64_t gva);
 uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva);
 /* The code page at gva is known to be global, so that a CR3 write does not change it. */
 bool mmu_is_global_code(struct engine *e, uint64_t gva);
+/*
+ * The number of the memfd page that user code at gva is fetched from, if the tables permit it and have all A bits set; else ~0.
+ */
+uint64_t mmu_user_code(struct engine *e, uint64_t gva);
 void mmu_flush_all(struct engine *e);	     /* global pages too */
 void mmu_flush_nonglobal(struct engine *e);  /* of the current PCID */
 void mmu_flush_page(struct engine *e, uint64_t gva);

@@ -378,6 +378,22 @@ bool mmu_is_global_code(struct engine *e, uint64_t gva)
 	return (e->cpu->cr0 & CR0_PG) && walk_tables(e, gva, &w, steps, &count) < 0 && w.global;
 }
 
+uint64_t mmu_user_code(struct engine *e, uint64_t gva)
+{
+	struct walk_step steps[4];
+	struct walk w;
+	unsigned count;
+	uint64_t offset;
+
+	if (!(e->cpu->cr0 & CR0_PG) || walk_tables(e, gva, &w, steps, &count) >= 0 || !w.user || w.nx)
+		return ~0ull;
+	while (count > 0)
+		if (!(steps[--count].value & PTE_A))
+			return ~0ull;
+	offset = ram_offset(e, w.gpa, NULL);
+	return offset == ~0ull ? offset : offset >> 12;
+}
+
 void mmu_flush_all(struct engine *e)
 {
 	e->stats->tlb_flushes_all++;

@@ -54,6 +54,7 @@
 #define SITES_MAX 1024u	    /* its ways out */
 #define MAPS_MAX 4096u	    /* and its part of the fault map */
 #define SPACES 8	    /* of users, whose jumps are remembered */
+#define SPACE_PAGES 192	    /* to which they lead, at most, if they shall outlive a flush */
 #define SEEN_MANY 0xffff
 #define SOFT_SITES 1024u
 #define SOFT_FAULTS 6 /* of an instruction, before it reaches memory by the software TLB */
@@ -168,12 +169,20 @@ struct soft_site {
 #define SOFT_NONE ~0ull
 #define SOFT_PAGES 4096u
 
-/* An address space with its jump cache keys; they are good as long as no translation has changed and all slots are where they were. */
+/*
+ * An address space with its jump cache keys; they are good as long as no translation of the pages which its jumps lead to has changed and all
+ * slots are where they were. After a flush the tables are asked whether these pages are what they were.
+ */
 struct user_space {
 	uint64_t cr3; /* with the PCID */
 	uint64_t sum; /* shadow_deltas.user_sum */
 	uint64_t salt[2];
 	bool live;
+	bool flushed;	/* its pages are to be compared before it is used */
+	uint16_t count; /* SPACE_PAGES + 1: too many */
+	uint64_t page[SPACE_PAGES];	/* gva */
+	uint64_t code_page[SPACE_PAGES]; /* its number in the memfd */
+	uint64_t noted[64];		/* by hash: which are there */
 };
 
 struct translator {
@@ -194,6 +203,7 @@ struct translator {
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
 	bool jump_from;	      /* it was left by SITE_TARGET */
+	bool low_supervisor;  /* it has supervisor targets in the lower half */
 	bool nonglobal_jumps; /* the jump cache has supervisor targets that a CR3 write may change */
 	bool interp_next;     /* the next instruction is the interpreter's */
 	bool faulted;
@@ -238,7 +248,8 @@ void translator_forget_page(struct engine *e, uint64_t gva);
 void translator_switch(struct engine *e, bool keep);
 /* Before user jumps are remembered or code is entered: the keys are those of the address space. */
 void translator_settle(struct engine *e);
-void translator_note_page(struct translator *t, uint64_t gva);
+/* A jump is remembered that leads to the page at gva, the memfd's page `code_page`. */
+void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page);
 /* From now on jumps in the view to the address find the code, which is in a page that lies at `host`. */
 void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb);
 /* Lets `site` go to `tb` directly, or to its stub again. */

@@ -591,9 +591,14 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool cro
 		(!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
 	translator_remember(e, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)], tb);
-	translator_note_page(t, rip);
-	if (crosses)
-		translator_note_page(t, rip + 15);
+	if (crosses) {
+		const struct crossing *x = &e->blocks->crossings[t->tbs[tb].block & ~TB_CROSSING];
+
+		translator_note_page(t, view, rip, x->page[0]);
+		translator_note_page(t, view, rip + 15, x->page[1]);
+	} else {
+		translator_note_page(t, view, rip, e->blocks->blocks[t->tbs[tb].block].key >> 14);
+	}
 }
 
 static void note_slot(uint16_t *seen, unsigned now)
