@@ -5,6 +5,7 @@
  *
  * Everything that emitted code addresses absolutely lies below 2 GiB (MAP_32BIT).
  */
+#include <assert.h>
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -295,39 +296,93 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 
 /*
  * A thunk of the jump cache. S1 is the key of the target, RIP + salt, which is compared without touching flags; hot.target and
- * hot.exit_site are those of the jump, should this be another's thunk.
+ * hot.exit_site are those of the jump, should this be another's thunk and have no second.
  */
-void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb)
+static void emit_thunk(struct translator *t, const struct thunk *k, const struct code_page *page, uint32_t tb)
 {
-	struct translator *t = e->translator;
-	struct hot *h = &t->hot;
-	uint64_t key = gva + h->salt[view + (t->tbs[tb].mode32 ? SHADOW_VIEWS : 0)];
-	uint64_t way_out = (uint64_t)(uintptr_t)t->execute + t->lost;
-	unsigned index = key & (JUMPS - 1);
-	struct code_page *page = &h->pages[index];
-	struct emit m;
+	struct emit m = {t->write + k->code};
 	uint8_t *hit;
 
-	if (h->jumps[index] == way_out) {
-		if (t->code_used + THUNK_SIZE > CODE_SIZE)
-			return;
-		t->code_used = (t->code_used + THUNK_SIZE - 1) & ~(THUNK_SIZE - 1);
-		h->jumps[index] = (uint64_t)(uintptr_t)t->execute + t->code_used;
-		t->code_used += THUNK_SIZE;
-	}
-	*page = (struct code_page){gva & ~0xfffull, host};
-	m.p = t->write + (h->jumps[index] - (uint64_t)(uintptr_t)t->execute);
-	emit_imm64(&m, S2, -key);
+	emit_imm64(&m, S2, -k->key);
 	emit_lea(&m, S2, (struct emit_mem){S1, S2, 0, 0});
 	emit_move(&m, S1, RCX);
 	emit_move(&m, RCX, S2);
 	hit = emit_jrcxz(&m);
 	emit_move(&m, RCX, S1);
-	emit_patch(emit_jmp(&m), t->write + t->lost);
+	emit_imm64(&m, S1, k->key);
+	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
+	emit_patch(emit_jmp(&m), t->write + (k->second ? t->seconds[k->second - 1].code : t->lost));
 	emit_patch8(hit, m.p);
 	emit_move(&m, RCX, S1);
-	emit_store_imm64(&m, &h->code, (int32_t)(uintptr_t)page);
+	emit_store_imm64(&m, &t->hot.code, (int32_t)(uintptr_t)page);
 	emit_patch(emit_jmp(&m), t->write + t->tbs[tb].code);
+	assert(m.p - (t->write + k->code) <= THUNK_SIZE);
+}
+
+#define THUNK_MISS 40 /* where the displacement of the jump to the second one stands */
+
+static uint32_t take_thunk(struct translator *t)
+{
+	uint32_t code = (t->code_used + THUNK_SIZE - 1) & ~(THUNK_SIZE - 1);
+
+	if (code + THUNK_SIZE > CODE_SIZE)
+		return 0;
+	t->code_used = code + THUNK_SIZE;
+	return code;
+}
+
+/* Jumps may still have this key: its salt is one of those in use. */
+static bool is_current(const struct translator *t, const struct thunk *k, const struct code_page *page)
+{
+	for (unsigned n = 0; n < SHADOW_VIEWS * 2; n++)
+		if (((k->key - t->hot.salt[n]) & ~0xfffull) == page->base)
+			return true;
+	return false;
+}
+
+/* The second thunk of a first one, for the key. NULL: there is no room. */
+static struct thunk *find_second(struct translator *t, unsigned index)
+{
+	struct thunk *k = &t->thunks[index], *second;
+
+	if (k->second)
+		return &t->seconds[k->second - 1];
+	if (t->seconds_used == SECONDS)
+		return NULL;
+	second = &t->seconds[t->seconds_used];
+	*second = (struct thunk){.code = take_thunk(t)};
+	if (!second->code)
+		return NULL;
+	k->second = ++t->seconds_used;
+	/* The jump that leads out of the first one, behind 39 bytes (emit_thunk()). */
+	emit_patch(t->write + k->code + THUNK_MISS, t->write + second->code);
+	return second;
+}
+
+void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb)
+{
+	struct translator *t = e->translator;
+	struct hot *h = &t->hot;
+	uint64_t key = gva + h->salt[view + (t->tbs[tb].mode32 ? SHADOW_VIEWS : 0)];
+	unsigned index = key & (JUMPS - 1);
+	struct thunk *k = &t->thunks[index], *second;
+	struct code_page *page = &h->pages[index];
+
+	if (!k->code) {
+		*k = (struct thunk){.code = take_thunk(t)};
+		if (!k->code)
+			return;
+		h->jumps[index] = (uint64_t)(uintptr_t)t->execute + k->code;
+	} else if (k->key != key && is_current(t, k, page)) {
+		second = find_second(t, index);
+		if (second) {
+			k = second;
+			page = &h->second_pages[second - t->seconds];
+		}
+	}
+	k->key = key;
+	*page = (struct code_page){gva & ~0xfffull, host};
+	emit_thunk(t, k, page, tb);
 }
 
 /* Jump cache entries may still lead to the code: it becomes the way out, as a miss of the jump. */
@@ -374,6 +429,8 @@ void translator_reset(struct engine *e)
 	soft_reset(t);
 	for (unsigned n = 0; n < JUMPS; n++)
 		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
+	memset(t->thunks, 0, sizeof(t->thunks));
+	t->seconds_used = 0;
 	translator_forget(e, true, true);
 	memset(t->jump_pages, 0, sizeof(t->jump_pages));
 	e->stats->code_resets++;

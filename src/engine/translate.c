@@ -78,12 +78,29 @@ void tx_poll(struct tx *x, int scratch)
 	assert(x->m.p - load == POLL_LOAD_SIZE);
 }
 
+/* The instruction at `offset` lies across the page's end: no branch can be patched to its code, which depends on two pages. */
+static bool is_crossing(struct tx *x, int offset)
+{
+	struct insn i;
+
+	return x->page != SOFT_NONE && offset > 4096 - 15 && offset < 4096 &&
+	       !decode_insn(x->e, x->mode32 ? MODE_32 : MODE_64, x->e->ram + x->page + offset, 4096 - (unsigned)offset, &i);
+}
+
 void tx_branch(struct tx *x, int cc, int offset)
 {
 	int from_offset = x->insn[x->n].offset, block = region_find(x, offset);
 	bool backward = offset <= from_offset;
 	uint8_t *from;
 
+	if (is_crossing(x, offset)) {
+		from = cc >= 0 ? emit_jcc(&x->m, (unsigned)cc ^ 1) : NULL;
+		tx_page_address(x, S1, offset);
+		tx_jump(x, from_offset, 0, backward);
+		if (from)
+			emit_patch(from, x->m.p);
+		return;
+	}
 	if (block >= 0) {
 		if (backward) {
 			tx_map(x, cc >= 0 ? from_offset : offset, true);

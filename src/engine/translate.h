@@ -46,6 +46,7 @@
 #define JUMPS 65536u
 #define TB_SIZE_MIN 5 /* host bytes of one block at least */
 #define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
+#define SECONDS 4096u  /* thunks behind others */
 #define HEAT 16
 #define HOT 2000u	    /* entries before a block is translated once more, with what follows it */
 #define HOT_TRIES 24	    /* how often that is done */
@@ -105,6 +106,7 @@ struct hot {
 	/* The jump cache (code_cache.c): by the low bits of RIP + salt, a thunk or the way out; and the thunk's page. */
 	uint64_t jumps[JUMPS];
 	struct code_page pages[JUMPS];
+	struct code_page second_pages[SECONDS];
 	struct code_page entered; /* by C */
 };
 
@@ -185,6 +187,13 @@ struct user_space {
 	uint64_t noted[64];		/* by hash: which are there */
 };
 
+/* A thunk: its key, and where it is in the cache (0: nowhere yet). */
+struct thunk {
+	uint64_t key;
+	uint32_t code;
+	uint32_t second; /* index + 1 of the one that is asked if this is not the jump's */
+};
+
 struct translator {
 	struct hot hot;
 	/* Set at create. */
@@ -228,6 +237,8 @@ struct translator {
 	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
 	uint16_t *seen;
 	struct tx_pool *pool; /* of the translation under way */
+	struct thunk thunks[JUMPS], seconds[SECONDS];
+	uint32_t seconds_used;
 	struct soft_site soft[SOFT_SITES];
 	uint32_t soft_pages[SOFT_PAGES]; /* hashed: what has been missed */
 };
