@@ -124,6 +124,39 @@ static void other_mapping(void)
 	say("smc: other mappings ok");
 }
 
+extern char user_calls[];
+extern volatile word user_answer;
+asm(".data; .balign 8\n.globl user_answer\nuser_answer: .quad 0\n.text\n"
+    "user_calls: mov $64, %ebx\n1: call *%rdi\n dec %ebx; jnz 1b\n mov %rax, user_answer; int $0x80\n");
+
+/* What calls of user code have learnt is good as long as the page is there: through flushes of all kinds, with A clear or set. */
+static void user_mapping(void)
+{
+	put_function(code[0], 1);
+	put_function(code[1], 2);
+	for (unsigned i = 0; i < 64; i++) {
+		unsigned page = i >> 2 & 1, accessed = i & 8 ? 0x20 : 0;
+
+		tables[2][0] = (word)code[page] | 7 | accessed;
+		if (i & 1)
+			set_cr3(get_cr3());
+		else
+			asm volatile("invlpg (%0)" : : "r"(WINDOW) : "memory");
+		user_answer = 0;
+		CHECK(user_run(user_calls, 0, WINDOW) == V_USER_EXIT && user_answer == page + 1);
+		CHECK(tables[2][0] & 0x20);
+	}
+	tables[2][0] = 0;
+	set_cr3(get_cr3());
+	CHECK(user_run(user_calls, 0, WINDOW) == V_PF && last.ip == WINDOW);
+	tables[2][0] = (word)code[1] | 7;
+	CHECK(user_run(user_calls, 0, WINDOW) == V_USER_EXIT && user_answer == 2);
+	tables[2][0] = (word)code[1] | 3; /* the supervisor's */
+	set_cr3(get_cr3());
+	CHECK(user_run(user_calls, 0, WINDOW) == V_PF && last.ip == WINDOW);
+	say("smc: mappings of user code ok");
+}
+
 /* A loop that rewrites itself while it runs, and data beside code that is written all the time. */
 static void busy_page(void)
 {
@@ -149,6 +182,7 @@ int guest_main(void)
 	next_instruction();
 	whole_functions();
 	other_mapping();
+	user_mapping();
 	busy_page();
 	return 0;
 }
