@@ -328,6 +328,9 @@ static void blocked_nmi(void)
 		self(ICR_NMI);
 		leave();
 		leave();
+		/* Bochs 2.7 goes on blocking what it blocked before VM entry: it comes late if another CPU has done the IRET. */
+		for (unsigned i = 0; under_bochs() && nmi_count < 2 * round && i < 1000; i++)
+			leave();
 		CHECK(nmi_count == 2 * round && nmi_deepest == 1);
 	}
 	trap_hook = NULL;
