@@ -6,8 +6,9 @@
  * Keeping it true to memory: a page's bit in vm_shared.code_pages is set, and its write tags are dropped, before its
  * bytes are read; from then on writes by this vcpu take the slow path, which calls engine_invalidate_range(). Other vcpus
  * are told through vm_shared.code_news, which they read between blocks; the VMM tells of device writes through the
- * invalidate ring. Dropped blocks keep their memory until the arenas are full and everything is dropped at once: that
- * happens only in a look-up, never under an executing block.
+ * invalidate ring. Dropped blocks keep their memory until there is no more and everything is dropped at once. Instructions
+ * are there as long as there is room: the translated code of a block does without, and who needs them decodes again (blocks_insns()).
+ * Both happen between blocks, never under an executing one.
  */
 #include "engine/blocks.h"
 #include "engine/translate.h"
@@ -16,10 +17,11 @@
 #include <sched.h>
 #include <sys/mman.h>
 
-#define BLOCKS_MAX (1u << 17)
-#define INSNS_MAX (1u << 19)
-#define HASH_SIZE (1u << 17)
-#define BLOCK_INSNS 32
+#define BLOCKS_MAX (3u << 17)
+#define INSNS_MAX (1u << 18)
+#define SEEN_MAX (1u << 21)
+#define HASH_BITS 18
+#define HASH_SIZE (1u << HASH_BITS)
 #define INSN_BYTES 15
 
 static void *take_memory(size_t size)
@@ -41,7 +43,7 @@ int blocks_create(struct engine *e)
 	c->insns = take_memory(INSNS_MAX * sizeof(*c->insns));
 	c->hash = take_memory(HASH_SIZE * sizeof(*c->hash));
 	c->pages = take_memory((c->page_count + 1) * sizeof(*c->pages));
-	c->insn_max = INSNS_MAX;
+	c->seen_max = SEEN_MAX;
 	c->news_seen = atomic_load(&e->shared->code_head);
 	if (!c->blocks || !c->insns || !c->hash || !c->pages)
 		return -ENOMEM;
@@ -131,7 +133,7 @@ void blocks_take_news(struct engine *e)
 
 static unsigned hash_of(uint64_t key)
 {
-	return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> 47) & (HASH_SIZE - 1);
+	return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> (64 - HASH_BITS));
 }
 
 static void unhash(struct block_cache *c, struct block *b)
@@ -275,7 +277,7 @@ struct block *blocks_cached(struct engine *e, uint64_t key)
 	return NULL;
 }
 
-const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at)
+const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at, uint32_t *seen)
 {
 	struct block_cache *c = e->blocks;
 	uint32_t id = *at ? c->blocks[*at - 1].next_in_page : c->pages[offset >> 12].first;
@@ -284,53 +286,101 @@ const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at)
 		const struct block *b = &c->blocks[id - 1];
 		uint64_t insn = b->key >> 2;
 
-		for (unsigned n = 0; n < b->count && insn <= offset; insn += b->insns[n++].length) {
+		if (offset < insn || offset >= insn + b->bytes)
+			continue;
+		for (unsigned n = 0; n < b->count && insn <= offset; n++) {
+			const struct insn *i = b->insns ? &b->insns[n] : &c->found;
+
+			if (!b->insns && !decode_insn(e, b->key & 3, e->ram + insn, (unsigned)(4096 - (insn & 0xfff)), &c->found))
+				break;
 			if (insn == offset) {
 				*at = id;
-				return &b->insns[n];
+				*seen = b->seen + n;
+				return i;
 			}
+			insn += i->length;
 		}
 	}
 	return NULL;
+}
+
+/* Instructions of the page at `offset` of the memfd, up to the end of a block or `most`: how many, in how many bytes. */
+static unsigned decode_run(struct engine *e, enum engine_mode mode, uint64_t offset, unsigned most, struct insn *insns,
+	unsigned *bytes)
+{
+	unsigned left = 4096 - (offset & 0xfff), count = 0;
+
+	*bytes = 0;
+	while (count < most && *bytes < left) {
+		unsigned length = decode_insn(e, mode, e->ram + offset + *bytes, left - *bytes, &insns[count]);
+
+		if (length == 0)
+			break;
+		*bytes += length;
+		if (insns[count++].flags & INSN_ENDS_BLOCK)
+			break;
+	}
+	return count;
+}
+
+void blocks_reserve(struct engine *e, unsigned insns)
+{
+	struct block_cache *c = e->blocks;
+
+	if (c->insns_used + insns <= INSNS_MAX)
+		return;
+	for (uint32_t n = 0; n < c->blocks_used; n++)
+		c->blocks[n].insns = NULL;
+	c->insns_used = 0;
+}
+
+const struct insn *blocks_decode_again(struct engine *e, struct block *b)
+{
+	struct block_cache *c = e->blocks;
+	unsigned bytes;
+
+	blocks_reserve(e, BLOCK_INSNS);
+	if (decode_run(e, b->key & 3, b->key >> 2, b->count, &c->insns[c->insns_used], &bytes) != b->count || bytes != b->bytes) {
+		/* Another vcpu writes to it, and its news have not come yet. */
+		engine_invalidate_page(e, b->key >> 14);
+		e->insn_rip = e->cpu->gpr[GPR_RIP];
+		e->current = NULL;
+		engine_restart_insn(e);
+	}
+	b->insns = &c->insns[c->insns_used];
+	c->insns_used += b->count;
+	return b->insns;
 }
 
 static struct block *decode_block(struct engine *e, uint64_t offset)
 {
 	struct block_cache *c = e->blocks;
 	uint64_t page = offset >> 12;
-	unsigned left = 4096 - (offset & 0xfff);
 	struct block *b;
-	struct insn *insns;
-	unsigned count = 0, bytes = 0;
+	unsigned count, bytes;
 	uint32_t *link;
 
-	if (c->blocks_used == BLOCKS_MAX || c->insns_used + BLOCK_INSNS > INSNS_MAX) {
+	if (c->blocks_used == BLOCKS_MAX || c->seen_used + BLOCK_INSNS > SEEN_MAX) {
 		engine_invalidate_all(e);
-		c->blocks_used = c->insns_used = 0;
+		c->blocks_used = c->insns_used = c->seen_used = 0;
 	}
+	blocks_reserve(e, BLOCK_INSNS);
 	mark_code(e, page);
 	b = &c->blocks[c->blocks_used];
-	insns = &c->insns[c->insns_used];
-	while (count < BLOCK_INSNS && bytes < left) {
-		unsigned length = decode_insn(e, e->mode, e->ram + offset + bytes, left - bytes, &insns[count]);
-
-		if (length == 0)
-			break;
-		bytes += length;
-		if (insns[count++].flags & INSN_ENDS_BLOCK)
-			break;
-	}
+	count = decode_run(e, e->mode, offset, BLOCK_INSNS, &c->insns[c->insns_used], &bytes);
 	if (count == 0)
 		return NULL;
+	b->insns = &c->insns[c->insns_used];
+	b->seen = c->seen_used;
 	c->blocks_used++;
 	c->insns_used += count;
+	c->seen_used += count;
 	e->stats->blocks_decoded++;
 	b->key = offset << 2 | e->mode;
 	b->tb[0] = b->tb[1] = 0;
 	b->heat = 0;
 	b->hot = 0;
-	b->insns = insns;
-	b->count = (uint16_t)count;
+	b->count = (uint8_t)count;
 	b->bytes = (uint16_t)bytes;
 	link = &c->hash[hash_of(b->key)];
 	b->next_in_hash = *link;
@@ -414,9 +464,9 @@ static struct block *limit_block(struct engine *e, struct block *b, uint64_t rip
 
 	if (engine_likely(rip + b->bytes - 1 <= limit))
 		return b;
-	if (rip + b->insns[0].length - 1 > limit)
+	c->single_insn = *blocks_insns(e, b);
+	if (rip + c->single_insn.length - 1 > limit)
 		engine_raise_error(e, EXC_GP, 0);
-	c->single_insn = b->insns[0];
 	c->single.bytes = c->single_insn.length;
 	c->single_crossing = NULL;
 	return &c->single;

@@ -6,15 +6,17 @@
 
 struct block {
 	uint64_t key;	       /* offset in the memfd << 2 | mode; BLOCK_DEAD once dropped */
-	const struct insn *insns;
+	const struct insn *insns; /* blocks_insns() */
 	uint32_t next_in_hash; /* index + 1, 0 ends */
 	uint32_t next_in_page;
-	uint16_t count;	       /* instructions */
-	uint16_t bytes;
+	uint32_t seen;	       /* index of what the translator has seen of the first instruction's operand */
 	uint32_t tb[2];	       /* translated, by enum shadow_view: index + 1 */
 	uint16_t heat;	       /* how often it was interpreted, saturating; BLOCK_HEAT_NEVER: begins with what is not translated */
+	uint16_t bytes;
+	uint8_t count;	       /* instructions */
 	uint8_t hot;	       /* how often it was translated together with what follows it; BLOCK_HOT_WANTED */
 };
+#define BLOCK_INSNS 32u /* at most */
 #define BLOCK_HEAT_NEVER 0xffff
 #define BLOCK_HOT_WANTED 0x80
 #define BLOCK_DEAD ~0ull
@@ -54,10 +56,11 @@ struct block_cache {
 	uint32_t *hash;
 	struct block_page *pages;
 	uint64_t page_count;
-	uint32_t blocks_used, insns_used, insn_max;
+	uint32_t blocks_used, insns_used, seen_used, seen_max;
 	uint32_t news_seen; /* of vm_shared.code_head */
 	struct block single; /* an instruction that may not be cached */
 	struct insn single_insn;
+	struct insn found; /* by blocks_insn() */
 	struct crossing *single_crossing; /* whose instruction single_insn is; NULL: nobody's */
 };
 
@@ -65,9 +68,18 @@ int blocks_create(struct engine *e);
 /* The block with this key if it is decoded, else NULL. */
 struct block *blocks_cached(struct engine *e, uint64_t key);
 /*
- * The next decoded instruction at the offset in the memfd, of a block behind *at (0: from the first one); NULL: there is no more.
+ * The next decoded instruction at the offset in the memfd, of a block behind *at (0: from the first one), and its index for what the
+ * translator has seen; NULL: there is no more. Good until the next call.
  */
-const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at);
+const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at, uint32_t *seen);
+/* Room for so many instructions; those of all blocks may be gone. */
+void blocks_reserve(struct engine *e, unsigned insns);
+const struct insn *blocks_decode_again(struct engine *e, struct block *b);
+/* The block's instructions; those of others may be gone, unless room was reserved. Between blocks, in the main loop. */
+static inline const struct insn *blocks_insns(struct engine *e, struct block *b)
+{
+	return engine_likely(b->insns) ? b->insns : blocks_decode_again(e, b);
+}
 /* From now on writes to the bytes of the instruction drop its code. False: they have changed already. */
 bool blocks_watch_crossing(struct engine *e, struct crossing *x);
 void blocks_destroy(struct engine *e);

@@ -308,6 +308,11 @@ static inline uint8_t *emit_jrcxz(struct emit *m)
 	return m->p - 1;
 }
 
+static inline void emit_put32(uint8_t *at, uint32_t value)
+{
+	memcpy(at, &value, 4);
+}
+
 static inline void emit_patch8(uint8_t *displacement, const uint8_t *to)
 {
 	*displacement = (uint8_t)(to - (displacement + 1));

@@ -515,7 +515,7 @@ static enum vcpu_exit_kind run(struct engine *e)
 		}
 		b = blocks_find(e);
 		if (engine_unlikely(limit == 1)) {
-			run_carefully(e, b->insns);
+			run_carefully(e, blocks_insns(e, b));
 			continue;
 		}
 		if (e->translator && !e->retire_limit) {
@@ -526,7 +526,7 @@ static enum vcpu_exit_kind run(struct engine *e)
 			if (did == DID_LEAVE_ONE)
 				limit = 1;
 		}
-		run_insns(e, b->insns, b->count < limit ? b->count : limit);
+		run_insns(e, blocks_insns(e, b), b->count < limit ? b->count : limit);
 	}
 }
 

@@ -126,22 +126,6 @@ void tx_branch(struct tx *x, int cc, int offset)
 	tx_stub(x, from, STUB_SITE, tx_site(x, SITE_CHAIN, offset, 0));
 }
 
-void tx_jump(struct tx *x, int offset, int undo, bool polls)
-{
-	struct hot *h = &x->t->hot;
-
-	emit_store(&x->m, S1, mem_abs(&h->target));
-	if (polls) {
-		tx_map(x, MAP_TARGET, true);
-		tx_poll(x, S2);
-	}
-	emit_store_imm(&x->m, &h->exit_site, tx_site(x, SITE_TARGET, offset, undo));
-	emit_load(&x->m, S2, mem_abs(&h->salt[x->view + (x->mode32 ? SHADOW_VIEWS : 0)]));
-	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
-	emit_bytes(&x->m, "\x45\x0f\xb7\xda", 4); /* movzwl %r10w, %r11d */
-	emit_group5(&x->m, GROUP5_JMP, mem_table(&h->jumps[0], S2));
-}
-
 /* --- stubs --- */
 
 static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
@@ -182,6 +166,15 @@ static void emit_stubs(struct tx *x)
 			tx_poll(x, S1);
 			from = emit_jmp(&x->m);
 			emit_site(x, from, tx_site(x, SITE_CHAIN, s.offset, 0));
+			break;
+		case STUB_FAR:
+			tx_emit_far(x, &s);
+			break;
+		case STUB_RETURN:
+			tx_emit_return(x, &s);
+			break;
+		case STUB_RETURN_MISS:
+			tx_emit_return_miss(x, &s);
 			break;
 		}
 	}
@@ -269,11 +262,10 @@ void tx_emit_block(struct tx *x, const struct block *b)
 
 		x->n = x->count - 1;
 		/* Else what follows crosses the page: no branch can be patched to that. */
-		if (next < 4096 && (b->count == 32 || (b->insns[b->count - 1].flags & INSN_ENDS_BLOCK))) {
+		if (next < 4096 && (b->count == BLOCK_INSNS || (b->insns[b->count - 1].flags & INSN_ENDS_BLOCK))) {
 			tx_branch(x, -1, next);
 		} else {
-			tx_page_address(x, S1, next);
-			tx_jump(x, next, 0, false);
+			tx_jump_far(x, next, next, 0);
 		}
 	}
 }
@@ -324,7 +316,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 		return 0;
 	x.blocks = 1;
 	if (!(index & TB_CROSSING))
-		x.pool->block[0].seen = t->seen + (b->insns - e->blocks->insns);
+		x.pool->block[0].seen = t->seen + b->seen;
 	if (hot)
 		region_collect(&x, bytes - offset);
 	region_find_flags(&x);
@@ -350,10 +342,12 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	return t->tb_used;
 }
 
-uint32_t translate_block(struct engine *e, const struct block *b, unsigned view, bool hot)
+uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool hot)
 {
 	uint64_t offset = b->key >> 2;
 
+	blocks_reserve(e, (hot ? REGION_BLOCKS : 1) * BLOCK_INSNS);
+	blocks_insns(e, b);
 	return translate(
 		e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff), hot);
 }

@@ -11,6 +11,7 @@
  *   translate_system.c  privileged instructions that have code of their own
  *   translate_32.c    32-bit code: what is different there
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
+ *   translate_jump.c  branches that leave the page: emitted code; jump_cache.c: what it finds, and how long that is true
  *   code_cache.c      memory for code and tables; dropping blocks
  *
  * Registers while translated code runs:
@@ -39,11 +40,12 @@
 #define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define X87_CLOSED (GATE_CLOSED + 4096)
-#define CODE_SIZE (32u << 20)
-#define TB_MAX (1u << 17)
-#define SITE_MAX (1u << 19)
+#define CODE_SIZE (44u << 20)
+#define TB_MAX (1u << 18)
+#define SITE_MAX (7u << 17)
 #define MAP_MAX (1u << 21)
 #define JUMPS 65536u
+#define PAGES 65536u	    /* code pages, in all lives of the translations that are remembered */
 #define TB_SIZE_MIN 5 /* host bytes of one block at least */
 #define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
 #define SECONDS 4096u  /* thunks behind others */
@@ -61,11 +63,22 @@
 #define SOFT_FAULTS 6 /* of an instruction, before it reaches memory by the software TLB */
 #define DISP_NEAR (1 << 20) /* a displacement beyond is taken for the address of an array */
 
-/* A page that code runs in. */
+/* A page that code runs in. Emitted code holds its address. */
 struct code_page {
 	uint64_t base; /* gva */
 	uint64_t host; /* where the shadow has it */
+	uint64_t life; /* of the translation; 0: the record is free */
 };
+
+/* Where a return goes, if its address is this one. The stack grows down, from a few that fit no return. */
+struct return_entry {
+	uint64_t complement; /* of the guest's address */
+	uint64_t host;
+	struct code_page *page;
+};
+#define RETURNS_SIZE (128u << 10) /* of each view; the lower half is a guard: who gets there begins anew */
+#define RETURNS_DEEP 4		  /* entries that a return looks at */
+#define RETURNS_SLACK 4096
 
 /* What emitted code reads and writes. */
 struct hot {
@@ -105,13 +118,15 @@ struct hot {
 	uint64_t fp_mask;   /* the components that are */
 	/* The jump cache (code_cache.c): by the low bits of RIP + salt, a thunk or the way out; and the thunk's page. */
 	uint64_t jumps[JUMPS];
-	struct code_page pages[JUMPS];
-	struct code_page second_pages[SECONDS];
-	struct code_page entered; /* by C */
+	struct code_page pages[PAGES];
+	/* By view: the return stack's lowest entry. */
+	uint64_t returns[SHADOW_VIEWS];
 };
 
 enum site_kind {
 	SITE_CHAIN,  /* direct, in the page: `offset`; the branch can be patched */
+	SITE_RETURN, /* the same, for what a call leaves in the return stack */
+	SITE_FAR,    /* direct, out of the page; else as SITE_TARGET. `patch` is the branch of its far link */
 	SITE_INTERP, /* the interpreter does the instruction at `offset` */
 	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by
 		      */
@@ -122,8 +137,8 @@ enum site_kind {
 
 /* A way out of a block. */
 struct site {
-	uint32_t patch; /* offset of the branch's displacement in the cache (SITE_CHAIN) */
-	uint32_t stub;	/* where it leads when not chained */
+	uint32_t patch; /* offset of the branch's displacement in the cache; SITE_RETURN: of the address */
+	uint32_t stub;	/* where it leads when not chained; SITE_FAR: the tb it is chained to */
 	uint32_t tb;
 	uint32_t next; /* among those chained to the same block: index + 1 */
 	int16_t undo;
@@ -131,6 +146,10 @@ struct site {
 	uint8_t kind;
 	bool chained;
 };
+
+/* A far link: bytes from the branch's displacement back to the record of the target's page, and to that of the branch's own, negated. */
+#define FAR_PAGE 5u
+#define FAR_FROM 30u
 
 #define TB_CROSSING 0x80000000u
 
@@ -172,13 +191,18 @@ struct soft_site {
 #define SOFT_PAGES 4096u
 
 /*
- * An address space with its jump cache keys; they are good as long as no translation of the pages which its jumps lead to has changed and all
- * slots are where they were. After a flush the tables are asked whether these pages are what they were.
+ * A time in which no translation of the pages that jumps lead to has changed and all slots are where they were. After a flush of a
+ * user's the tables are asked whether these pages are what they were.
  */
+struct life {
+	uint64_t id;
+	uint64_t salt[2]; /* of the jump cache's keys; 32-bit code's behind */
+};
+
 struct user_space {
 	uint64_t cr3; /* with the PCID */
 	uint64_t sum; /* shadow_deltas.user_sum */
-	uint64_t salt[2];
+	struct life life;
 	bool live;
 	bool flushed;	/* its pages are to be compared before it is used */
 	uint16_t count; /* SPACE_PAGES + 1: too many */
@@ -187,10 +211,10 @@ struct user_space {
 	uint64_t noted[64];		/* by hash: which are there */
 };
 
-/* A thunk: its key, and where it is in the cache (0: nowhere yet). */
+/* A thunk: its key, and the page that it leads to (NULL: it has not been written yet). */
 struct thunk {
 	uint64_t key;
-	uint32_t code;
+	const struct code_page *page;
 	uint32_t second; /* index + 1 of the one that is asked if this is not the jump's */
 };
 
@@ -204,7 +228,10 @@ struct translator {
 	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
 	uint32_t enter32, leave32;
 	bool has_gs; /* the host lets programs write their GS base: 32-bit code can be translated */
+	uint32_t return_miss[SHADOW_VIEWS];
 	uint32_t fixed;				  /* end of it */
+	uint32_t thunks, first;			  /* of the jump cache; and of the blocks' code */
+	uint8_t *returns;			  /* the return stacks, by view */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
 	unsigned hot_after; /* HOT; tests set less */
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
@@ -228,6 +255,8 @@ struct translator {
 	unsigned space; /* the one that runs */
 	bool space_stale;
 	uint64_t generation[SHADOW_VIEWS];
+	uint64_t life[SHADOW_VIEWS]; /* whose records are used */
+	uint32_t pages_used;
 	uint64_t secret; /* no guest can foresee a salt */
 	/* A bit by hashed page, of the lower and the upper half: the jump cache may have targets in it. */
 	uint64_t jump_pages[2][64];
@@ -237,7 +266,7 @@ struct translator {
 	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
 	uint16_t *seen;
 	struct tx_pool *pool; /* of the translation under way */
-	struct thunk thunks[JUMPS], seconds[SECONDS];
+	struct thunk thunk[JUMPS + SECONDS]; /* the first ones, then those behind others */
 	uint32_t seconds_used;
 	struct soft_site soft[SOFT_SITES];
 	uint32_t soft_pages[SOFT_PAGES]; /* hashed: what has been missed */
@@ -252,20 +281,32 @@ void translator_reset(struct engine *e);
 /* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
 void translator_drop_block(struct engine *e, struct block *b);
 void translator_drop_code(struct engine *e, uint32_t tb);
-/* Jump cache entries must not be used: all, or those whose target lies in the page. */
-void translator_forget(struct engine *e, bool user, bool supervisor);
-void translator_forget_page(struct engine *e, uint64_t gva);
-/* CR3 has been written. keep: nothing was flushed, the jumps of this address space may be known from before. */
-void translator_switch(struct engine *e, bool keep);
-/* Before user jumps are remembered or code is entered: the keys are those of the address space. */
-void translator_settle(struct engine *e);
-/* A jump is remembered that leads to the page at gva, the memfd's page `code_page`. */
-void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page);
-/* From now on jumps in the view to the address find the code, which is in a page that lies at `host`. */
-void translator_remember(struct engine *e, unsigned view, uint64_t gva, uint64_t host, uint32_t tb);
 /* Lets `site` go to `tb` directly, or to its stub again. */
 void site_chain(struct translator *t, uint32_t site, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
+
+/* --- jump_cache.c --- */
+/* What is known of jumps is good no more: of all, or of those whose target lies in the page. */
+void translator_forget(struct engine *e, bool user, bool supervisor);
+void translator_forget_page(struct engine *e, uint64_t gva);
+void translator_forget_returns(struct translator *t);
+/* Once the secret is there. 0 or −errno. */
+int translator_create_returns(struct translator *t);
+/* CR3 has been written. keep: nothing was flushed, the jumps of this address space may be known from before. */
+void translator_switch(struct engine *e, bool keep);
+/* Before user jumps are remembered or code is entered: the life is that of the address space. */
+void translator_settle(struct engine *e);
+/* The record of the page at gva, which the shadow has at host. There must be room. */
+struct code_page *translator_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host);
+bool translator_pages_full(const struct translator *t);
+/* Makes room: all that is known of jumps is forgotten. */
+void translator_forget_pages(struct engine *e);
+/* A jump is remembered that leads to the page at gva, the memfd's page `code_page`. */
+void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page);
+/* From now on jumps in the view to the address find the code, which is in the page. */
+void translator_remember(struct engine *e, unsigned view, const struct code_page *page, uint64_t gva, uint32_t tb);
+/* The branch goes to the code when it is run from the page; 64- or 32-bit code as it is. */
+void site_link_far(struct translator *t, uint32_t site, const struct code_page *from, const struct code_page *to, uint32_t tb);
 
 /* --- translate_run.c --- */
 /*
@@ -283,7 +324,7 @@ bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 /*
  * Translates a block for the current view; its tb index + 1, or 0 when not possible. hot: with the blocks that follow it in its page.
  */
-uint32_t translate_block(struct engine *e, const struct block *b, unsigned view, bool hot);
+uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool hot);
 /* The same for one instruction that crosses pages. */
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view);
 
@@ -301,7 +342,7 @@ struct tx_insn {
 };
 
 struct native_op;
-enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP };
+enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_FAR, STUB_RETURN, STUB_RETURN_MISS };
 /* Code that stands behind the block. */
 struct tx_stub {
 	uint8_t *from; /* displacement that leads to it */
@@ -309,7 +350,7 @@ struct tx_stub {
 	uint32_t site;
 	const uint8_t *back; /* STUB_LOOKUP, STUB_RSP: where it returns */
 	int src, dst;
-	int offset; /* STUB_POLL: where it goes */
+	int offset; /* STUB_POLL, STUB_FAR: where it goes */
 };
 
 /*
@@ -409,11 +450,9 @@ void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site);
 void tx_map(struct tx *x, int offset, bool poll);
 /* A patchable branch to `offset` of the page; cc −1: always. */
 void tx_branch(struct tx *x, int cc, int offset);
-/* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
 /* Events are looked at without touching flags: any bit makes the load fault. Destroys the scratch register.
  */
 void tx_poll(struct tx *x, int scratch);
-void tx_jump(struct tx *x, int offset, int undo, bool poll);
 /* Leaves to the interpreter before the instruction. */
 void tx_interp(struct tx *x, int offset);
 /* Scratch registers have lost what they held. */
@@ -421,6 +460,22 @@ void tx_clobber(struct tx *x, unsigned scratch);
 
 bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const uint8_t *bytes, int offset);
 void tx_emit_block(struct tx *x, const struct block *b);
+
+/* --- translate_jump.c --- */
+/* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
+void tx_jump(struct tx *x, int offset, int undo, bool poll);
+/* To `target`, which counts from the page's start. Between two instructions: who polls has done it. */
+void tx_jump_far(struct tx *x, int offset, int32_t target, int undo);
+/* A call has pushed the address of `next`, which is in S1; destroys S1 and S2. */
+void tx_leave_return(struct tx *x, int next);
+/* A return has taken its address to S1. */
+void tx_return(struct tx *x, int offset, int undo);
+/* What stands behind the block. */
+void tx_emit_far(struct tx *x, const struct tx_stub *s);
+void tx_emit_return(struct tx *x, const struct tx_stub *s);
+void tx_emit_return_miss(struct tx *x, const struct tx_stub *s);
+/* The fixed code where a return goes on that does not find its address on top. */
+void tx_emit_return_search(struct emit *m, struct translator *t, unsigned view);
 
 /* --- translate_region.c --- */
 /* Decodes what is translated with the head, pool.block[0]. */
@@ -502,7 +557,7 @@ bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *ta
 /* to = the guest's address `offset` of the page. */
 void tx_page_address(struct tx *x, int to, int offset);
 /* Goes to the target and ends the block. `undo` as for tx_jump(). */
-void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo);
+void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool polled);
 bool tx_jump_if(struct tx *x, const struct tx_insn *i);
 /* The vector registers are the guest's once the gate has been passed. */
 void tx_pass_gate(struct tx *x);

@@ -514,7 +514,7 @@ static bool jump(struct tx *x, struct tx_insn *i)
 	if (!tx_is_plain_branch(i))
 		return false;
 	if (tx_relative_target(x, i, &target)) {
-		tx_go(x, i, target, 0);
+		tx_go(x, i, target, 0, false);
 		return true;
 	}
 	if (!load_target(x, i))
@@ -531,10 +531,15 @@ static bool call(struct tx *x, struct tx_insn *i)
 
 	if (!tx_is_plain_branch(i) || (!relative && !load_target(x, i)))
 		return false;
+	if (relative) {
+		tx_map(x, i->offset, true);
+		tx_poll(x, S1);
+		tx_map(x, i->offset, false);
+	}
 	tx_page_address(x, S2, i->next);
 	push_register(x, S2);
 	if (relative) {
-		tx_go(x, i, target, 0);
+		tx_go(x, i, target, 0, true);
 		return true;
 	}
 	tx_jump(x, i->offset, 0, true);
@@ -579,7 +584,7 @@ static bool loop(struct tx *x, struct tx_insn *i)
 		region_go(x, (unsigned)block, not_taken);
 	else
 		tx_stub(x, not_taken, STUB_SITE, tx_site(x, SITE_CHAIN, i->next, 0));
-	tx_go(x, i, target, 0);
+	tx_go(x, i, target, 0, false);
 	return true;
 }
 

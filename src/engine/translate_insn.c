@@ -533,13 +533,16 @@ void tx_page_address(struct tx *x, int to, int offset)
 		emit_lea(&x->m, to, mem_base(to, offset));
 }
 
-void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo)
+void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool polled)
 {
 	if (target >= 0 && target < 4096) {
 		tx_branch(x, -1, (int)target);
 	} else {
-		tx_page_address(x, S1, (int)target);
-		tx_jump(x, i->offset, undo, target <= i->offset);
+		if (target <= i->offset && !polled) {
+			tx_map(x, i->offset, true);
+			tx_poll(x, S1);
+		}
+		tx_jump_far(x, i->offset, (int32_t)target, undo);
 	}
 	x->ended = true;
 }
@@ -569,7 +572,7 @@ static bool jump(struct tx *x, struct tx_insn *i)
 	if (!tx_is_plain_branch(i))
 		return false;
 	if (tx_relative_target(x, i, &target)) {
-		tx_go(x, i, target, 0);
+		tx_go(x, i, target, 0, false);
 		return true;
 	}
 	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
@@ -586,15 +589,22 @@ static bool call(struct tx *x, struct tx_insn *i)
 	if (!tx_is_plain_branch(i))
 		return false;
 	if (tx_relative_target(x, i, &target)) {
+		tx_map(x, i->offset, true);
+		tx_poll(x, S1);
+		tx_map(x, i->offset, false);
 		tx_page_address(x, S1, i->next);
 		emit_push(&x->m, S1);
-		tx_go(x, i, target, -8);
+		tx_leave_return(x, i->next);
+		tx_go(x, i, target, -8, true);
 		return true;
 	}
 	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
 		return false;
-	tx_page_address(x, S2, i->next);
-	emit_push(&x->m, S2);
+	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
+	tx_page_address(x, S1, i->next);
+	emit_push(&x->m, S1);
+	tx_leave_return(x, i->next);
+	emit_load(&x->m, S1, mem_abs(&x->t->hot.target));
 	tx_jump(x, i->offset, -8, true);
 	x->ended = true;
 	return true;
@@ -615,7 +625,7 @@ static bool ret(struct tx *x, struct tx_insn *i)
 	emit_pop(&x->m, S1);
 	if (extra)
 		emit_lea(&x->m, RSP, mem_base(RSP, extra));
-	tx_jump(x, i->offset, 8 + extra, true);
+	tx_return(x, i->offset, 8 + extra);
 	x->ended = true;
 	return true;
 }
@@ -639,11 +649,14 @@ bool tx_jump_if(struct tx *x, const struct tx_insn *i)
 		tx_branch(x, (int)cc, (int)target);
 	} else {
 		skip = emit_jcc(&x->m, cc ^ 1);
-		tx_page_address(x, S1, (int)target);
-		tx_jump(x, i->offset, 0, target <= i->offset);
+		if (target <= i->offset) {
+			tx_map(x, i->offset, true);
+			tx_poll(x, S1);
+		}
+		tx_jump_far(x, i->offset, (int32_t)target, 0);
 		emit_patch(skip, x->m.p);
 	}
-	tx_go(x, i, i->next, 0);
+	tx_go(x, i, i->next, 0, false);
 	return true;
 }
 

@@ -37,7 +37,7 @@ static bool is_warm(const struct tx *x, const struct block *b)
 
 static void add_block(struct tx *x, const uint8_t *page, int64_t offset)
 {
-	const struct block *b;
+	struct block *b;
 	uint64_t at;
 	unsigned insns = x->insns;
 
@@ -47,11 +47,12 @@ static void add_block(struct tx *x, const uint8_t *page, int64_t offset)
 	b = blocks_cached(x->e, at << 2 | (x->pool->block[0].b->key & 3));
 	if (!b || !is_warm(x, b))
 		return;
+	blocks_insns(x->e, b);
 	if (!tx_decode(x, &x->pool->block[x->blocks], b, page + offset, (int)offset)) {
 		x->insns = insns;
 		return;
 	}
-	x->pool->block[x->blocks].seen = x->t->seen + (b->insns - x->e->blocks->insns);
+	x->pool->block[x->blocks].seen = x->t->seen + b->seen;
 	x->blocks++;
 }
 

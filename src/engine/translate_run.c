@@ -118,7 +118,13 @@ void translator_emit_fixed(struct engine *e)
 	t->leave32 = (uint32_t)(m.p - t->write);
 	emit_leave(&m, e, true);
 	emit_patch(emit_jmp(&m), t->write + t->leave_fault);
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++) {
+		t->return_miss[view] = (uint32_t)(m.p - t->write);
+		tx_emit_return_search(&m, t, view);
+	}
 	t->fixed = (uint32_t)(m.p - t->write);
+	t->thunks = (t->fixed + THUNK_SIZE - 1) & ~(THUNK_SIZE - 1);
+	t->first = t->thunks + (JUMPS + SECONDS) * THUNK_SIZE;
 }
 
 /* --- entering and leaving --- */
@@ -195,7 +201,7 @@ static void prepare(struct engine *e, unsigned view, bool start)
 	struct hot *h = &t->hot;
 	const struct cpu_state *c = e->cpu;
 	const uint64_t *delta = e->deltas->delta[view];
-	uint64_t rsp = c->gpr[GPR_RSP];
+	uint64_t rsp = c->gpr[GPR_RSP], page;
 
 	/* The jump cache keeps code pages' places. */
 	if (t->upper_changes != e->deltas->upper_changes ||
@@ -208,12 +214,11 @@ static void prepare(struct engine *e, unsigned view, bool start)
 	if (t->code32)
 		tx32_prepare(e, view);
 	translator_settle(e);
+	if (t->changes != e->deltas->changes)
+		translator_forget_returns(t);
 	t->changes = e->deltas->changes;
-	if (start) {
-		h->code = &h->entered;
-		h->code->base = c->gpr[GPR_RIP] & ~0xfffull;
-	}
-	h->code->host = h->code->base + delta[slot_of(h->code->base)];
+	page = start ? c->gpr[GPR_RIP] & ~0xfffull : h->code->base;
+	h->code = translator_page(t, view, page, page + delta[slot_of(page)]);
 	/* AC may change without C, so with SMAP it is taken for clear. */
 	h->tlb_of[SHADOW_SUPERVISOR] = (uint64_t)(uintptr_t)e->tlb_data[c->cr4 & CR4_SMAP ? TLB_SMAP : TLB_SUPERVISOR];
 	h->rsp_delta = t->code32 ? 0 : delta[slot_of(rsp)];
@@ -315,9 +320,9 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 /* The instruction at RIP, of a region that begins with the block. */
 static const struct insn *find_insn(struct engine *e, uint32_t block)
 {
-	uint32_t at = 0;
+	uint32_t at = 0, seen;
 
-	return blocks_insn(e, (e->blocks->blocks[block].key >> 14 << 12) | (e->cpu->gpr[GPR_RIP] & 0xfff), &at);
+	return blocks_insn(e, (e->blocks->blocks[block].key >> 14 << 12) | (e->cpu->gpr[GPR_RIP] & 0xfff), &at, &seen);
 }
 
 /*
@@ -366,6 +371,14 @@ static bool open_gate(struct engine *e, bool x87, unsigned *loaded)
 	return true;
 }
 
+/* A call finds no room: S2, which would become the stack's lowest entry, begins at the top. */
+static bool empty_returns(struct translator *t, unsigned view)
+{
+	translator_forget_returns(t);
+	t->hot.scratch[1] = t->hot.returns[view] - sizeof(struct return_entry);
+	return true;
+}
+
 static void drop_tb(struct engine *e, struct block *b, uint32_t tb)
 {
 	translator_drop_code(e, tb);
@@ -379,13 +392,12 @@ static void forget_slot(struct engine *e, uint32_t tb, unsigned offset)
 {
 	struct translator *t = e->translator;
 	struct block *b = &e->blocks->blocks[t->tbs[tb].block];
-	const struct insn *i;
-	uint32_t at = 0;
+	uint32_t at = 0, seen;
 
 	if (b->key == BLOCK_DEAD)
 		return;
-	while ((i = blocks_insn(e, (b->key >> 14 << 12) | offset, &at)))
-		t->seen[i - e->blocks->insns] = SEEN_MANY;
+	while (blocks_insn(e, (b->key >> 14 << 12) | offset, &at, &seen))
+		t->seen[seen] = SEEN_MANY;
 	drop_tb(e, b, tb);
 }
 
@@ -430,6 +442,8 @@ static bool repair(struct engine *e, unsigned view, unsigned *loaded)
 		return open_gate(e, false, loaded);
 	if (t->fault_hva == (uint64_t)(uintptr_t)t->poll + X87_CLOSED && t->fault_signal == SIGSEGV)
 		return open_gate(e, true, loaded);
+	if (t->fault_hva - (uint64_t)(uintptr_t)t->returns < SHADOW_VIEWS * RETURNS_SIZE && t->fault_signal == SIGSEGV)
+		return empty_returns(t, view);
 	if (string) {
 		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
 		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
@@ -482,6 +496,7 @@ static void leave_code(struct engine *e)
 
 	switch ((enum site_kind)s->kind) {
 	case SITE_CHAIN:
+	case SITE_RETURN:
 		e->stats->exits_chain++;
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		t->chain_from = (uint32_t)t->hot.exit_site + 1;
@@ -492,6 +507,7 @@ static void leave_code(struct engine *e)
 		t->interp_next = true;
 		break;
 	case SITE_TARGET:
+	case SITE_FAR:
 		e->stats->exits_target++;
 		c->gpr[GPR_RIP] = t->hot.target;
 		if (!is_canonical(t->hot.target)) {
@@ -549,10 +565,10 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 	}
 }
 
-static void run_tb(struct engine *e, uint32_t tb, unsigned view, const struct block *b)
+static void run_tb(struct engine *e, uint32_t tb, unsigned view, struct block *b)
 {
 	if (e->lockstep)
-		lockstep_before(e, b->insns, b->count);
+		lockstep_before(e, blocks_insns(e, b), b->count);
 	run_code(e, tb, view);
 	if (e->lockstep) {
 		lockstep_after(e, e->translator->interp_next);
@@ -580,17 +596,34 @@ static void chain(struct engine *e, const struct block *b, uint32_t tb)
 	site_chain(t, id, tb);
 }
 
+/* The branch that was left by leads here whenever it is run from its page as that is now. */
+static void link_far(struct engine *e, struct code_page *to, uint32_t tb, unsigned view)
+{
+	struct translator *t = e->translator;
+	uint32_t id = (uint32_t)t->hot.exit_site;
+	const struct site *s = &t->sites[id];
+	const struct tb *from = &t->tbs[s->tb];
+
+	if (s->kind != SITE_FAR || t->hot.target != e->cpu->gpr[GPR_RIP] || from->dead || from->view != view ||
+		from->mode32 != t->tbs[tb].mode32 || t->hot.code->life != to->life)
+		return;
+	site_link_far(t, id, t->hot.code, to, tb);
+}
+
 static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool crosses)
 {
 	struct translator *t = e->translator;
 	uint64_t rip = e->cpu->gpr[GPR_RIP];
+	struct code_page *page;
 
 	translator_settle(e);
 	/* A supervisor's global translations outlive CR3. */
 	if (view == SHADOW_SUPERVISOR &&
 		(!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
 		t->nonglobal_jumps = true;
-	translator_remember(e, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)], tb);
+	page = translator_page(t, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)]);
+	translator_remember(e, view, page, rip, tb);
+	link_far(e, page, tb, view);
 	if (crosses) {
 		const struct crossing *x = &e->blocks->crossings[t->tbs[tb].block & ~TB_CROSSING];
 
@@ -607,11 +640,11 @@ static void note_slot(uint16_t *seen, unsigned now)
 }
 
 /* Interprets the block, noting the slots of its operands, and translates it. */
-static bool profile(struct engine *e, const struct block *b)
+static bool profile(struct engine *e, struct block *b)
 {
 	struct translator *t = e->translator;
 	struct cpu_state *c = e->cpu;
-	const struct insn *i = b->insns, *end = b->insns + b->count;
+	const struct insn *first = blocks_insns(e, b), *i = first, *end = first + b->count;
 	bool is_single = b->key == BLOCK_DEAD;
 
 	e->run_first = i;
@@ -624,19 +657,19 @@ static bool profile(struct engine *e, const struct block *b)
 			uint64_t gva = insn_flat_linear(e, i);
 
 			if (is_canonical(gva) && !is_single)
-				note_slot(&t->seen[i - e->blocks->insns], slot_of(gva) + 1);
+				note_slot(&t->seen[b->seen + (i - first)], slot_of(gva) + 1);
 		}
 		i->fn(e, i);
 		i++;
 	} while (i < end && !e->leave_block);
-	e->retired += (uint64_t)(i - b->insns);
+	e->retired += (uint64_t)(i - first);
 	e->run_first = NULL;
 	return i == end;
 }
 
 /* The same as translator_step() for an instruction that crosses pages. */
 static enum translator_did step_crossing(
-	struct engine *e, const struct block *b, unsigned view, bool jump_from)
+	struct engine *e, struct block *b, unsigned view, bool jump_from)
 {
 	struct crossing *x = e->blocks->single_crossing;
 
@@ -692,6 +725,10 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 	uint32_t tb;
 
 	t->jump_from = false;
+	if (engine_unlikely(translator_pages_full(t))) {
+		translator_forget_pages(e);
+		jump_from = false;
+	}
 	if (t->interp_next) {
 		t->interp_next = false;
 		t->chain_from = 0;
@@ -749,7 +786,7 @@ bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 	if (!t)
 		return false;
 	pc = (uint64_t)regs[REG_RIP] - (uint64_t)(uintptr_t)t->execute;
-	if (pc < t->fixed || pc >= t->code_used)
+	if (pc < t->first || pc >= t->code_used)
 		return false;
 	for (unsigned n = 0; n < (t->code32 ? MOVED_32 : COUNT(moved)); n++)
 		e->cpu->gpr[moved[n]] = (uint64_t)regs[host[moved[n]]];

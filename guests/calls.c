@@ -1,0 +1,162 @@
+/*
+ * Calls, returns and jumps from page to page, often enough that whoever remembers where they lead does: returns that are not
+ * where the call left them, more calls than anyone counts, and pages that are others when control comes back to them.
+ */
+#include "guest.h"
+
+#define WINDOW 0x8000000000ul
+#define OTHER (WINDOW + 0x200000)
+#define TIMES 4000u
+
+extern volatile uint64_t boot_pml4[512];
+static volatile uint64_t tables[2][512] __attribute__((aligned(4096)));
+static volatile uint64_t leaves[2][512] __attribute__((aligned(4096)));
+static volatile uint8_t code[4][4096] __attribute__((aligned(4096)));
+typedef int (*function)(void);
+
+extern int call_aside(void), call_far_up(void), call_through(function f), call_chain(unsigned depth);
+
+asm(".text; .balign 4096\n"
+    /* The callee returns behind the instruction that follows the call. */
+    "call_aside: call 1f\n mov $1, %eax\n ret\n 2: mov $2, %eax\n ret\n"
+    "1: lea 2b(%rip), %rax\n mov %rax, (%rsp)\n ret\n"
+    /* The innermost of three returns to the outermost's caller. */
+    "call_far_up: call 1f\n mov $1, %eax\n ret\n"
+    "1: call 2f\n mov $3, %eax\n ret\n"
+    "2: call 3f\n mov $4, %eax\n ret\n"
+    "3: lea 24(%rsp), %rsp\n mov $5, %eax\n ret\n"
+    /* An indirect call by a return, as kernels do. */
+    "call_through: sub $8, %rsp\n call 1f\n add $8, %rsp\n add $1, %eax\n ret\n"
+    "1: call 2f\n ud2\n 2: mov %rdi, (%rsp)\n ret\n"
+    "call_chain: xor %eax, %eax\n test %edi, %edi\n jz 1f\n sub $1, %edi\n call call_chain\n add $1, %eax\n 1: ret\n");
+
+static void map(volatile uint64_t *leaf, unsigned page)
+{
+	*leaf = (word)code[page] | 7;
+}
+
+static void flush(word gva)
+{
+	asm volatile("invlpg (%0)" : : "r"(gva) : "memory");
+}
+
+static int call(word gva)
+{
+	return ((function)gva)();
+}
+
+static volatile uint8_t *put32(volatile uint8_t *p, uint32_t value)
+{
+	for (unsigned i = 0; i < 4; i++)
+		*p++ = value >> 8 * i;
+	return p;
+}
+
+/* mov $value, %eax; ret */
+static void put_value(volatile uint8_t *p, uint32_t value)
+{
+	*p++ = 0xb8;
+	*put32(p, value) = 0xc3;
+}
+
+static void strange_returns(void)
+{
+	for (unsigned i = 0; i < TIMES; i++) {
+		CHECK(call_aside() == 2);
+		CHECK(call_far_up() == 5);
+		CHECK(call_through(call_aside) == 3);
+	}
+	say("calls: strange returns ok");
+}
+
+static void deep(void)
+{
+	for (unsigned i = 0; i < 40; i++) {
+		CHECK(call_chain(300) == 300);
+		CHECK(call_chain(3500) == 3500);
+	}
+	say("calls: deep ok");
+}
+
+static unsigned shown;
+
+/* Called from the window: the page that it returns to is another one. */
+static void turn_page(void)
+{
+	shown ^= 1;
+	map(&leaves[0][0], shown);
+	flush(WINDOW);
+}
+
+static void pages_under_a_call(void)
+{
+	for (unsigned n = 0; n < 2; n++) {
+		volatile uint8_t *p = code[n];
+
+		/* push %rbx; movabs $turn_page, %rax; call *%rax; mov $n, %eax; pop %rbx; ret */
+		*p++ = 0x53;
+		*p++ = 0x48;
+		*p++ = 0xb8;
+		p = put32(p, (uint32_t)(word)turn_page);
+		p = put32(p, (uint32_t)((word)turn_page >> 32));
+		*p++ = 0xff;
+		*p++ = 0xd0;
+		*p++ = 0xb8;
+		p = put32(p, 100 + n);
+		*p++ = 0x5b;
+		*p++ = 0xc3;
+	}
+	map(&leaves[0][0], shown);
+	flush(WINDOW);
+	for (unsigned i = 0; i < TIMES; i++) {
+		unsigned before = shown;
+
+		CHECK(call(WINDOW) == (int)(100 + (before ^ 1)));
+	}
+	say("calls: pages under a call ok");
+}
+
+static void pages_before_a_jump(void)
+{
+	/* jmp to the next page's start; the next page is one of two. */
+	code[0][16] = 0xe9;
+	put32(&code[0][17], 4096 - 21);
+	put_value(code[2], 2);
+	put_value(code[3], 3);
+	map(&leaves[0][0], 0);
+	flush(WINDOW);
+	for (unsigned i = 0; i < TIMES; i++) {
+		/* Sometimes long enough to be learnt. */
+		unsigned page = 2 + (i / (i < TIMES / 2 ? 1 : 100)) % 2;
+
+		map(&leaves[0][1], page);
+		flush(WINDOW + 4096);
+		CHECK(call(WINDOW + 16) == (int)page);
+	}
+	/* The same page at two addresses, and what follows it there. */
+	map(&leaves[0][1], 2);
+	map(&leaves[1][0], 0);
+	map(&leaves[1][1], 3);
+	flush(WINDOW + 4096);
+	flush(OTHER);
+	flush(OTHER + 4096);
+	for (unsigned i = 0; i < TIMES; i++) {
+		CHECK(call(WINDOW + 16) == 2);
+		CHECK(call(OTHER + 16) == 3);
+	}
+	say("calls: pages before a jump ok");
+}
+
+int guest_main(void)
+{
+	boot_pml4[1] = (word)tables[0] | 7;
+	tables[0][0] = (word)tables[1] | 7;
+	tables[1][0] = (word)leaves[0] | 7;
+	tables[1][1] = (word)leaves[1] | 7;
+	set_cr3(get_cr3());
+	strange_returns();
+	deep();
+	pages_under_a_call();
+	pages_before_a_jump();
+	return 0;
+}

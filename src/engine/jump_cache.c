@@ -1,0 +1,321 @@
+/*
+ * Where jumps lead from page to page, as long as no translation of an address has changed. Three ways to know, all
+ * compared without touching flags:
+ *
+ *   far links      a direct branch knows the page that runs (hot.code) from which its target has been found before
+ *   return stack   a call leaves where its return goes; a return compares the address that it takes from the guest's stack
+ *   jump cache     a table by the low bits of RIP + salt, to a thunk that compares all of it
+ *
+ * What they know belongs to a life of the translations: an address space's for users, the whole for the supervisor. A page of code
+ * has one record (struct code_page) in each life, so that a far link proves both by comparing its address; a life's salts are
+ * those of the jump cache's keys; the return stack is emptied when any life ends or begins, or when code is dropped.
+ *
+ *   hot.code ──► record {base, host, life}      return stack, growing down: {~return address, host code, record of its page}
+ *
+ * Spaces are remembered by CR3, so that a switch between few processes loses nothing.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "engine/translate.h"
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 31;
+	x *= 0x9e3779b97f4a7c15ull;
+	return x ^ x >> 29;
+}
+
+void translator_forget_returns(struct translator *t)
+{
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		t->hot.returns[view] = (uint64_t)(uintptr_t)(t->returns + (view + 1) * RETURNS_SIZE) - RETURNS_SLACK;
+}
+
+int translator_create_returns(struct translator *t)
+{
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		if (mprotect(t->returns + view * RETURNS_SIZE + RETURNS_SIZE / 2, RETURNS_SIZE / 2, PROT_READ | PROT_WRITE))
+			return -ENOMEM;
+	translator_forget_returns(t);
+	/* No guest can foresee an address that would fit. */
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		for (unsigned n = 0; n < RETURNS_DEEP; n++)
+			((struct return_entry *)(uintptr_t)t->hot.returns[view])[n].complement = mix(t->secret);
+	return 0;
+}
+
+static void begin_life(struct translator *t, enum shadow_view view, struct life *life)
+{
+	uint64_t generation = ++t->generation[view] << 2 | (uint64_t)view << 1;
+
+	life->id = generation;
+	life->salt[0] = mix(mix(generation ^ t->secret) + t->secret);
+	life->salt[1] = mix(mix((generation | 1) ^ t->secret) + t->secret);
+}
+
+static void enter_life(struct translator *t, enum shadow_view view, const struct life *life)
+{
+	t->life[view] = life->id;
+	t->hot.salt[view] = life->salt[0];
+	t->hot.salt[SHADOW_VIEWS + view] = life->salt[1];
+	translator_forget_returns(t);
+}
+
+void translator_forget(struct engine *e, bool user, bool supervisor)
+{
+	struct translator *t = e->translator;
+	struct life life;
+
+	translator_forget_returns(t);
+	if (user) {
+		for (unsigned n = 0; n < SPACES; n++)
+			t->spaces[n].live = false;
+		t->space_stale = true;
+		memset(t->jump_pages[0], 0, sizeof(t->jump_pages[0]));
+	}
+	if (supervisor) {
+		t->nonglobal_jumps = false;
+		e->stats->jumps_forgotten++;
+		begin_life(t, SHADOW_SUPERVISOR, &life);
+		enter_life(t, SHADOW_SUPERVISOR, &life);
+	}
+	if (user && supervisor)
+		memset(t->jump_pages[1], 0, sizeof(t->jump_pages[1]));
+}
+
+static void flush_space(struct user_space *s)
+{
+	s->flushed = true;
+	if (s->count > SPACE_PAGES)
+		s->live = false;
+}
+
+void translator_switch(struct engine *e, bool keep)
+{
+	struct translator *t = e->translator;
+	const struct cpu_state *c = e->cpu;
+	uint64_t pcid = c->cr4 & CR4_PCIDE ? CR3_PCID : 0;
+
+	for (unsigned n = 0; n < SPACES && !keep; n++)
+		if (((t->spaces[n].cr3 ^ c->cr3) & pcid) == 0)
+			flush_space(&t->spaces[n]);
+	t->space_stale = true;
+	translator_forget_returns(t);
+	if (t->nonglobal_jumps)
+		translator_forget(e, false, true);
+}
+
+/* All pages that jumps lead to are where they were; with nothing left to do for a fetch, as setting A. */
+static bool is_as_it_was(struct engine *e, struct user_space *s)
+{
+	if (!s->flushed)
+		return true;
+	for (unsigned n = 0; n < s->count; n++)
+		if (mmu_user_code(e, s->page[n]) != s->code_page[n])
+			return false;
+	s->flushed = false;
+	return true;
+}
+
+void translator_settle(struct engine *e)
+{
+	struct translator *t = e->translator;
+	struct user_space *s = &t->spaces[t->space];
+	uint64_t cr3 = e->cpu->cr3, sum = e->deltas->user_sum;
+
+	if (engine_likely(!t->space_stale && s->sum == sum))
+		return;
+	t->space_stale = false;
+	for (unsigned n = 0; n < SPACES; n++) {
+		s = &t->spaces[n];
+		if (s->live && s->cr3 == cr3 && s->sum == sum && (s->live = is_as_it_was(e, s))) {
+			t->space = n;
+			enter_life(t, SHADOW_USER, &s->life);
+			return;
+		}
+	}
+	t->space = (t->space + 1) % SPACES;
+	s = &t->spaces[t->space];
+	s->cr3 = cr3;
+	s->sum = sum;
+	s->live = true;
+	s->flushed = false;
+	s->count = 0;
+	memset(s->noted, 0, sizeof(s->noted));
+	begin_life(t, SHADOW_USER, &s->life);
+	enter_life(t, SHADOW_USER, &s->life);
+	e->stats->spaces_new++;
+}
+
+/* --- pages --- */
+
+struct code_page *translator_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host)
+{
+	uint64_t base = gva & ~0xfffull, life = t->life[view];
+	unsigned index = (unsigned)(mix(base ^ life << 20) >> 32) & (PAGES - 1);
+	struct code_page *p;
+
+	for (;; index = (index + 1) & (PAGES - 1)) {
+		p = &t->hot.pages[index];
+		if (p->life == life && p->base == base && p->host == host)
+			return p;
+		if (!p->life)
+			break;
+	}
+	t->pages_used++;
+	*p = (struct code_page){base, host, life};
+	return p;
+}
+
+bool translator_pages_full(const struct translator *t)
+{
+	return t->pages_used > PAGES / 4 * 3;
+}
+
+void translator_forget_pages(struct engine *e)
+{
+	struct translator *t = e->translator;
+
+	/* They stay in the lists of those that they lead to. */
+	for (uint32_t id = 0; id < t->site_used; id++)
+		if (t->sites[id].kind == SITE_FAR && t->sites[id].chained && !t->tbs[t->sites[id].tb].dead)
+			emit_put32(t->write + t->sites[id].patch - FAR_FROM, 0);
+	memset(t->hot.pages, 0, sizeof(t->hot.pages));
+	t->pages_used = 0;
+	for (unsigned n = 0; n < JUMPS; n++)
+		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
+	memset(t->thunk, 0, sizeof(t->thunk));
+	t->seconds_used = 0;
+	translator_forget(e, true, true);
+}
+
+static unsigned page_hash(uint64_t gva)
+{
+	return (unsigned)(((gva >> 12) * 0x9e3779b97f4a7c15ull) >> 52);
+}
+
+static void note_user_page(struct user_space *s, uint64_t gva, uint64_t code_page)
+{
+	unsigned hash = page_hash(gva);
+	uint64_t bit = 1ull << (hash % 64);
+
+	gva &= ~0xfffull;
+	if (s->noted[hash / 64] & bit)
+		for (unsigned n = 0; n < s->count && n < SPACE_PAGES; n++)
+			if (s->page[n] == gva && s->code_page[n] == code_page)
+				return;
+	s->noted[hash / 64] |= bit;
+	if (s->count < SPACE_PAGES) {
+		s->page[s->count] = gva;
+		s->code_page[s->count] = code_page;
+	}
+	if (s->count <= SPACE_PAGES)
+		s->count++;
+}
+
+void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page)
+{
+	unsigned hash = page_hash(gva);
+
+	t->jump_pages[gva >> 63][hash / 64] |= 1ull << (hash % 64);
+	if (view == SHADOW_USER)
+		note_user_page(&t->spaces[t->space], gva, code_page);
+	else
+		t->low_supervisor |= !(gva >> 63);
+}
+
+void translator_forget_page(struct engine *e, uint64_t gva)
+{
+	struct translator *t = e->translator;
+	unsigned hash = page_hash(gva);
+
+	translator_forget_returns(t);
+	if (!(t->jump_pages[gva >> 63][hash / 64] >> (hash % 64) & 1))
+		return;
+	for (unsigned n = 0; n < SPACES; n++)
+		flush_space(&t->spaces[n]);
+	t->space_stale = true;
+	if (gva >> 63 || t->low_supervisor)
+		translator_forget(e, false, true);
+}
+
+/* --- what is found once --- */
+
+/*
+ * S1 is the key of the target, RIP + salt, which is compared without touching flags; hot.target and hot.exit_site are those of the
+ * jump, should this be another's thunk and have no second.
+ */
+static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
+{
+	const struct thunk *k = &t->thunk[index];
+	struct emit m = {t->write + t->thunks + index * THUNK_SIZE};
+	uint8_t *hit;
+
+	emit_imm64(&m, S2, -k->key);
+	emit_lea(&m, S2, (struct emit_mem){S1, S2, 0, 0});
+	emit_move(&m, S1, RCX);
+	emit_move(&m, RCX, S2);
+	hit = emit_jrcxz(&m);
+	emit_move(&m, RCX, S1);
+	emit_imm64(&m, S1, k->key);
+	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
+	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->lost));
+	emit_patch8(hit, m.p);
+	emit_move(&m, RCX, S1);
+	emit_store_imm64(&m, &t->hot.code, (int32_t)(uintptr_t)k->page);
+	emit_patch(emit_jmp(&m), t->write + t->tbs[tb].code);
+	assert(m.p - (t->write + t->thunks + index * THUNK_SIZE) <= THUNK_SIZE);
+}
+
+#define THUNK_MISS 40 /* where the displacement of the jump to the second one stands */
+
+/* The second thunk of a first one; the first one if there is no room. */
+static unsigned find_second(struct translator *t, unsigned index)
+{
+	struct thunk *k = &t->thunk[index];
+
+	if (k->second)
+		return k->second - 1;
+	if (t->seconds_used == SECONDS)
+		return index;
+	k->second = JUMPS + ++t->seconds_used;
+	emit_patch(t->write + t->thunks + index * THUNK_SIZE + THUNK_MISS, t->write + t->thunks + (k->second - 1) * THUNK_SIZE);
+	return k->second - 1;
+}
+
+void translator_remember(struct engine *e, unsigned view, const struct code_page *page, uint64_t gva, uint32_t tb)
+{
+	struct translator *t = e->translator;
+	uint64_t key = gva + t->hot.salt[view + (t->tbs[tb].mode32 ? SHADOW_VIEWS : 0)];
+	unsigned index = key & (JUMPS - 1);
+	struct thunk *k = &t->thunk[index];
+
+	if (!k->page)
+		t->hot.jumps[index] = (uint64_t)(uintptr_t)t->execute + t->thunks + index * THUNK_SIZE;
+	else if (k->key != key && (k->page->life == t->life[SHADOW_USER] || k->page->life == t->life[SHADOW_SUPERVISOR]))
+		index = find_second(t, index); /* jumps may still have that key */
+	k = &t->thunk[index];
+	k->key = key;
+	k->page = page;
+	emit_thunk(t, index, tb);
+}
+
+void site_link_far(struct translator *t, uint32_t id, const struct code_page *from, const struct code_page *to, uint32_t tb)
+{
+	struct site *s = &t->sites[id];
+	uint8_t *at = t->write + s->patch;
+
+	if (s->chained && s->stub != tb)
+		return; /* the same bytes lead elsewhere in another address space: the jump cache does */
+	if (!s->chained) {
+		s->next = t->tbs[tb].incoming;
+		t->tbs[tb].incoming = id + 1;
+		s->stub = tb;
+		s->chained = true;
+	}
+	emit_patch(at, t->write + t->tbs[tb].code);
+	emit_put32(at - FAR_PAGE, (uint32_t)(uintptr_t)to);
+	emit_put32(at - FAR_FROM, -(uint32_t)(uintptr_t)from);
+}
