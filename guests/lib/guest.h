@@ -88,7 +88,7 @@ extern volatile enum irq_eoi irq_eoi;
 void irq_clear(void);
 /*
  * STI, HLT, CLI, to be called with IF clear. Where a KVM runs on QEMU's TCG, which forgets STI's shadow when an interrupt of
- * the host comes right behind it, an interrupt that so came before HLT goes on behind it.
+ * the host comes right behind it (and on Bochs), an interrupt that so came before HLT goes on behind it.
  */
 void halt(void);
 
