@@ -17,6 +17,24 @@ bool decode_is_amd(const struct engine *e)
 	return vendor == 0x68747541u || vendor == 0x6f677948u; /* "Auth"enticAMD, "Hygo"nGenuine */
 }
 
+bool decode_ignores_w(const ZydisDecodedInstruction *z)
+{
+	if (z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64)
+		return false;
+	switch (z->mnemonic) {
+	case ZYDIS_MNEMONIC_VCVTSI2SD:
+	case ZYDIS_MNEMONIC_VCVTSI2SS:
+	case ZYDIS_MNEMONIC_VCVTSD2SI:
+	case ZYDIS_MNEMONIC_VCVTSS2SI:
+	case ZYDIS_MNEMONIC_VCVTTSD2SI:
+	case ZYDIS_MNEMONIC_VCVTTSS2SI:
+	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VPINSRD:
+	case ZYDIS_MNEMONIC_VPEXTRD: return true;
+	default: return false;
+	}
+}
+
 static void op_too_long(struct engine *e, const struct insn *i)
 {
 	engine_raise_error(e, EXC_GP, 0);

@@ -30,6 +30,9 @@ bool decode_is_amd(const struct engine *e);
 ZyanStatus decode_view(const struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size,
 	struct decoded *d);
 
+/* Outside of 64-bit mode VEX.W does not widen a general operand (SDM vol. 2, 2.3.5.5): the instruction is one that has such. */
+bool decode_ignores_w(const ZydisDecodedInstruction *z);
+
 /* 0..15 of a general register of any width (AH..BH give 4..7 and *high), or -1. */
 int decode_gpr(ZydisRegister reg, bool *high);
 

@@ -329,25 +329,6 @@ static void bind_registers(const struct decoded *d, struct native_op *op)
 	}
 }
 
-/* Outside of 64-bit mode VEX.W does not widen a general operand (SDM vol. 2, 2.3.5.5). */
-static bool is_w_ignored(const ZydisDecodedInstruction *z)
-{
-	if (z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64)
-		return false;
-	switch (z->mnemonic) {
-	case ZYDIS_MNEMONIC_VCVTSI2SD:
-	case ZYDIS_MNEMONIC_VCVTSI2SS:
-	case ZYDIS_MNEMONIC_VCVTSD2SI:
-	case ZYDIS_MNEMONIC_VCVTSS2SI:
-	case ZYDIS_MNEMONIC_VCVTTSD2SI:
-	case ZYDIS_MNEMONIC_VCVTTSS2SI:
-	case ZYDIS_MNEMONIC_VMOVD:
-	case ZYDIS_MNEMONIC_VPINSRD:
-	case ZYDIS_MNEMONIC_VPEXTRD: return true;
-	default: return false;
-	}
-}
-
 /* The VEX prefix: fields of registers that were replaced are neutral, those that 32-bit mode ignores too. */
 static unsigned encode_vex(const struct decoded *d, bool memory, bool gpr_reg, bool gpr_rm, uint8_t *out)
 {
@@ -365,7 +346,7 @@ static unsigned encode_vex(const struct decoded *d, bool memory, bool gpr_reg, b
 		x = z->raw.vex.X == 0;
 	out[0] = 0xc4;
 	out[1] = (uint8_t)((!r) << 7 | (!x) << 6 | (!b) << 5 | z->raw.vex.m_mmmm);
-	out[2] = (uint8_t)((z->raw.vex.W && !is_w_ignored(z)) << 7 | vvvv << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
+	out[2] = (uint8_t)((z->raw.vex.W && !decode_ignores_w(z)) << 7 | vvvv << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
 	return 3;
 }
 

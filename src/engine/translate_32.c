@@ -217,6 +217,8 @@ static bool vex_differs(const struct tx_insn *i)
 
 	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
 		return false;
+	if (z->raw.vex.W && decode_ignores_w(z))
+		return true;
 	for (unsigned n = 0; n < z->operand_count; n++) {
 		const ZydisDecodedOperand *op = &i->d.op[n];
 
