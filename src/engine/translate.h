@@ -40,17 +40,17 @@
 #define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define X87_CLOSED (GATE_CLOSED + 4096)
-#define CODE_SIZE (44u << 20)
+#define CODE_SIZE (72u << 20)
 #define TB_MAX (1u << 18)
-#define SITE_MAX (7u << 17)
-#define MAP_MAX (1u << 21)
+#define SITE_MAX (1u << 20)
+#define MAP_MAX (3u << 20)
 #define JUMPS 65536u
 #define PAGES 65536u	    /* code pages, in all lives of the translations that are remembered */
 #define TB_SIZE_MIN 5 /* host bytes of one block at least */
 #define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
 #define SECONDS 4096u  /* thunks behind others */
 #define HEAT 16
-#define HOT 2000u	    /* entries before a block is translated once more, with what follows it */
+#define HOT 4000u	    /* entries before a block is translated once more, with what follows it */
 #define HOT_TRIES 24	    /* how often that is done */
 #define DRIFT_MAX (1 << 30) /* bytes that a base register may be stepped while its delta is held */
 #define CODE_MAX 131072u    /* host bytes of one translation at most */
