@@ -128,6 +128,8 @@ void shadow_layout_changed(struct engine *e)
 	for (unsigned n = 0; n < REGIONS; n++)
 		if (e->shadow->slots[n].key)
 			slot_evict(e, n);
+	/* No large leaf is mapped. What has code is guarded when one is; pages that had it no longer split them. */
+	memset(e->shadow->guarded, 0, guarded_size(e->shadow));
 }
 
 void shadow_flush_page(struct engine *e, uint64_t gva)

@@ -144,8 +144,19 @@ void soft_set_posted_pio(struct soft_vm *vm, uint16_t port)
 	atomic_fetch_or(&vm->shared->posted_pio[port / 64], 1ull << (port % 64));
 }
 
+/*
+ * All blocks are about to go, so no page has code; marks that stayed from life to life would leave large pages in more and more
+ * pieces, until the host's limit of mappings has the shadow drop everything again and again.
+ */
+static void forget_code(struct soft_vm *vm)
+{
+	for (uint64_t n = 0; n < (vm->mem->file_size / 4096 + 63) / 64; n++)
+		atomic_store_explicit(&vm->shared->code_pages[n], 0, memory_order_relaxed);
+}
+
 void soft_vm_reset(struct soft_vm *vm)
 {
+	forget_code(vm);
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		struct soft_vcpu *v = vm->vcpus[i];
 		struct vcpu_block *b;
@@ -161,7 +172,7 @@ void soft_vm_reset(struct soft_vm *vm)
 		atomic_store(&b->extint_level, 0);
 		atomic_store(&b->sipi_vector, 0);
 		atomic_store(&b->invalidate_all, 1);
-		atomic_store(&b->events, VCPU_EVENT_INVALIDATE);
+		atomic_store(&b->events, VCPU_EVENT_INVALIDATE | VCPU_EVENT_LAYOUT);
 	}
 }
 
