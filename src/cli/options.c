@@ -74,16 +74,24 @@ static int number_parse(const char *text, unsigned long min, unsigned long max, 
 	return 0;
 }
 
+/* The disk that comes next, empty; it counts once it is whole. NULL: there is no room. */
+static struct machine_disk *disk_next(struct machine_config *config, struct error *err)
+{
+	if (config->disk_count == MACHINE_DISK_MAX) {
+		error_set(err, -EINVAL, "--disk and --cdrom may be given at most %d times together.", MACHINE_DISK_MAX);
+		return NULL;
+	}
+	return memset(&config->disks[config->disk_count], 0, sizeof(config->disks[0]));
+}
+
 static int disk_parse(const char *text, struct machine_config *config, struct error *err)
 {
 	const char *rest = text;
-	struct machine_disk *disk;
+	struct machine_disk *disk = disk_next(config, err);
 	char item[64];
 
-	if (config->disk_count == MACHINE_DISK_MAX)
-		return error_set(err, -EINVAL, "--disk and --cdrom may be given at most %d times together.", MACHINE_DISK_MAX);
-	disk = &config->disks[config->disk_count];
-	memset(disk, 0, sizeof(*disk));
+	if (!disk)
+		return -EINVAL;
 	if (list_next(&rest, disk->path, sizeof(disk->path)))
 		return error_set(err, -EINVAL, "The path given to --disk is longer than %d bytes.", MACHINE_PATH_MAX - 1);
 	if (!disk->path[0])
@@ -108,12 +116,10 @@ static int disk_parse(const char *text, struct machine_config *config, struct er
 /* A disc in a drive of its own; commas are part of the path. */
 static int cdrom_parse(const char *text, struct machine_config *config, struct error *err)
 {
-	struct machine_disk *disk;
+	struct machine_disk *disk = disk_next(config, err);
 
-	if (config->disk_count == MACHINE_DISK_MAX)
-		return error_set(err, -EINVAL, "--disk and --cdrom may be given at most %d times together.", MACHINE_DISK_MAX);
-	disk = &config->disks[config->disk_count];
-	memset(disk, 0, sizeof(*disk));
+	if (!disk)
+		return -EINVAL;
 	if (!*text)
 		return error_set(err, -EINVAL, "--cdrom needs a path: --cdrom PATH.");
 	if (strlen(text) >= sizeof(disk->path))

@@ -117,6 +117,16 @@ void translator_destroy(struct engine *e)
 
 /* --- links --- */
 
+void site_lead(struct translator *t, const struct site *s, uint32_t code)
+{
+	uint8_t *patch = t->write + s->patch;
+
+	if (s->kind == SITE_RETURN)
+		emit_put32(patch, (uint32_t)(uintptr_t)(t->execute + code));
+	else
+		emit_patch(patch, t->write + code);
+}
+
 void site_unchain(struct translator *t, uint32_t id)
 {
 	struct site *s = &t->sites[id];
@@ -127,11 +137,9 @@ void site_unchain(struct translator *t, uint32_t id)
 	if (t->tbs[s->tb].dead)
 		return;
 	if (s->kind == SITE_FAR)
-		emit_put32(t->write + s->patch - FAR_FROM, 0);
-	else if (s->kind == SITE_RETURN)
-		emit_put32(t->write + s->patch, (uint32_t)(uintptr_t)(t->execute + s->stub));
+		site_forget_far(t, s);
 	else
-		emit_patch(t->write + s->patch, t->write + s->stub);
+		site_lead(t, s, s->stub);
 }
 
 void site_chain(struct translator *t, uint32_t id, uint32_t tb)
@@ -143,10 +151,7 @@ void site_chain(struct translator *t, uint32_t id, uint32_t tb)
 	s->chained = true;
 	s->next = t->tbs[tb].incoming;
 	t->tbs[tb].incoming = id + 1;
-	if (s->kind == SITE_RETURN)
-		emit_put32(t->write + s->patch, (uint32_t)(uintptr_t)(t->execute + t->tbs[tb].code));
-	else
-		emit_patch(t->write + s->patch, t->write + t->tbs[tb].code);
+	site_lead(t, s, t->tbs[tb].code);
 }
 
 /* --- forgetting --- */

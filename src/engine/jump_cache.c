@@ -76,7 +76,7 @@ void translator_forget(struct engine *e, bool user, bool supervisor)
 		memset(t->jump_pages[0], 0, sizeof(t->jump_pages[0]));
 	}
 	if (supervisor) {
-		t->nonglobal_jumps = false;
+		t->nonglobal_jumps = t->low_supervisor = false;
 		e->stats->jumps_forgotten++;
 		begin_life(t, SHADOW_SUPERVISOR, &life);
 		enter_life(t, SHADOW_SUPERVISOR, &life);
@@ -181,7 +181,7 @@ void translator_forget_pages(struct engine *e)
 	/* They stay in the lists of those that they lead to. */
 	for (uint32_t id = 0; id < t->site_used; id++)
 		if (t->sites[id].kind == SITE_FAR && t->sites[id].chained && !t->tbs[t->sites[id].tb].dead)
-			emit_put32(t->write + t->sites[id].patch - FAR_FROM, 0);
+			site_forget_far(t, &t->sites[id]);
 	memset(t->hot.pages, 0, sizeof(t->hot.pages));
 	t->pages_used = 0;
 	for (unsigned n = 0; n < JUMPS; n++)
@@ -302,6 +302,11 @@ void translator_remember(struct engine *e, unsigned view, const struct code_page
 	emit_thunk(t, index, tb);
 }
 
+void site_forget_far(struct translator *t, const struct site *s)
+{
+	emit_put32(t->write + s->patch - FAR_FROM, 0);
+}
+
 void site_link_far(struct translator *t, uint32_t id, const struct code_page *from, const struct code_page *to, uint32_t tb)
 {
 	struct site *s = &t->sites[id];
@@ -315,7 +320,7 @@ void site_link_far(struct translator *t, uint32_t id, const struct code_page *fr
 		s->stub = tb;
 		s->chained = true;
 	}
-	emit_patch(at, t->write + t->tbs[tb].code);
+	site_lead(t, s, t->tbs[tb].code);
 	emit_put32(at - FAR_PAGE, (uint32_t)(uintptr_t)to);
 	emit_put32(at - FAR_FROM, -(uint32_t)(uintptr_t)from);
 }

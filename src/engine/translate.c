@@ -61,9 +61,12 @@ void tx_clobber(struct tx *x, unsigned scratch)
 	}
 }
 
-void tx_interp(struct tx *x, int offset)
+/* Leaves to the interpreter before the instruction. */
+static void leave_interp(struct tx *x, int offset)
 {
-	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, SITE_INTERP, offset, 0));
+	if (x->soft)
+		emit_store_imm64(&x->m, &x->t->hot.tlb_gva, 0);
+	tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, x->soft ? SITE_SOFT : SITE_INTERP, offset, 0));
 	x->ended = true;
 }
 
@@ -135,7 +138,7 @@ static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
 
 	site->patch = (uint32_t)(from - t->write);
 	site->stub = (uint32_t)(x->m.p - t->write);
-	emit_patch(from, x->m.p);
+	site_lead(t, site, site->stub);
 	emit_store_imm(&x->m, &t->hot.exit_site, id);
 	emit_patch(emit_jmp(&x->m), t->write + (x->mode32 ? t->leave32 : t->leave));
 }
@@ -169,9 +172,6 @@ static void emit_stubs(struct tx *x)
 			break;
 		case STUB_FAR:
 			tx_emit_far(x, &s);
-			break;
-		case STUB_RETURN:
-			tx_emit_return(x, &s);
 			break;
 		case STUB_RETURN_MISS:
 			tx_emit_return_miss(x, &s);
@@ -248,10 +248,7 @@ void tx_emit_block(struct tx *x, const struct block *b)
 			x->gated87 = gated87;
 			x->t->map_used = maps + 1;
 			soft_emitted(x, true);
-			if (x->soft)
-				emit_store_imm64(&x->m, &x->t->hot.tlb_gva, 0);
-			tx_stub(x, emit_jmp(&x->m), STUB_SITE, tx_site(x, x->soft ? SITE_SOFT : SITE_INTERP, i->offset, 0));
-			x->ended = true;
+			leave_interp(x, i->offset);
 			break;
 		}
 		soft_emitted(x, false);

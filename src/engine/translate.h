@@ -116,9 +116,9 @@ struct hot {
 	uint64_t fp_loaded; /* the guest's vector state is in the host's registers */
 	uint64_t x87_gate;  /* likewise, if the x87 state is there too */
 	uint64_t fp_mask;   /* the components that are */
-	/* The jump cache (code_cache.c): by the low bits of RIP + salt, a thunk or the way out; and the thunk's page. */
+	/* The jump cache (jump_cache.c): by the low bits of RIP + salt, a thunk or the way out. */
 	uint64_t jumps[JUMPS];
-	struct code_page pages[PAGES];
+	struct code_page pages[PAGES]; /* hashed */
 	/* By view: the return stack's lowest entry. */
 	uint64_t returns[SHADOW_VIEWS];
 };
@@ -284,6 +284,8 @@ void translator_drop_code(struct engine *e, uint32_t tb);
 /* Lets `site` go to `tb` directly, or to its stub again. */
 void site_chain(struct translator *t, uint32_t site, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
+/* Its branch, or the address that a call leaves, is that of the code at the offset. */
+void site_lead(struct translator *t, const struct site *s, uint32_t code);
 
 /* --- jump_cache.c --- */
 /* What is known of jumps is good no more: of all, or of those whose target lies in the page. */
@@ -305,6 +307,8 @@ void translator_forget_pages(struct engine *e);
 void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page);
 /* From now on jumps in the view to the address find the code, which is in the page. */
 void translator_remember(struct engine *e, unsigned view, const struct code_page *page, uint64_t gva, uint32_t tb);
+/* The far link leads nowhere any more. */
+void site_forget_far(struct translator *t, const struct site *s);
 /* The branch goes to the code when it is run from the page; 64- or 32-bit code as it is. */
 void site_link_far(struct translator *t, uint32_t site, const struct code_page *from, const struct code_page *to, uint32_t tb);
 
@@ -342,7 +346,7 @@ struct tx_insn {
 };
 
 struct native_op;
-enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_FAR, STUB_RETURN, STUB_RETURN_MISS };
+enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_FAR, STUB_RETURN_MISS };
 /* Code that stands behind the block. */
 struct tx_stub {
 	uint8_t *from; /* displacement that leads to it */
@@ -453,8 +457,6 @@ void tx_branch(struct tx *x, int cc, int offset);
 /* Events are looked at without touching flags: any bit makes the load fault. Destroys the scratch register.
  */
 void tx_poll(struct tx *x, int scratch);
-/* Leaves to the interpreter before the instruction. */
-void tx_interp(struct tx *x, int offset);
 /* Scratch registers have lost what they held. */
 void tx_clobber(struct tx *x, unsigned scratch);
 
@@ -472,7 +474,6 @@ void tx_leave_return(struct tx *x, int next);
 void tx_return(struct tx *x, int offset, int undo);
 /* What stands behind the block. */
 void tx_emit_far(struct tx *x, const struct tx_stub *s);
-void tx_emit_return(struct tx *x, const struct tx_stub *s);
 void tx_emit_return_miss(struct tx *x, const struct tx_stub *s);
 /* The fixed code where a return goes on that does not find its address on top. */
 void tx_emit_return_search(struct emit *m, struct translator *t, unsigned view);
@@ -558,6 +559,8 @@ bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *ta
 void tx_page_address(struct tx *x, int to, int offset);
 /* Goes to the target and ends the block. `undo` as for tx_jump(). */
 void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool polled);
+/* Before a direct call has pushed anything: events are looked at if it leaves the page. Within, tx_go() does that. */
+void tx_poll_call(struct tx *x, const struct tx_insn *i, int64_t target);
 bool tx_jump_if(struct tx *x, const struct tx_insn *i);
 /* The vector registers are the guest's once the gate has been passed. */
 void tx_pass_gate(struct tx *x);

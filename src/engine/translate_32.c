@@ -533,11 +533,8 @@ static bool call(struct tx *x, struct tx_insn *i)
 
 	if (!tx_is_plain_branch(i) || (!relative && !load_target(x, i)))
 		return false;
-	if (relative) {
-		tx_map(x, i->offset, true);
-		tx_poll(x, S1);
-		tx_map(x, i->offset, false);
-	}
+	if (relative)
+		tx_poll_call(x, i, target);
 	tx_page_address(x, S2, i->next);
 	push_register(x, S2);
 	if (relative) {

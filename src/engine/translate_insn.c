@@ -533,9 +533,14 @@ void tx_page_address(struct tx *x, int to, int offset)
 		emit_lea(&x->m, to, mem_base(to, offset));
 }
 
+static bool is_in_page(int64_t target)
+{
+	return target >= 0 && target < 4096;
+}
+
 void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool polled)
 {
-	if (target >= 0 && target < 4096) {
+	if (is_in_page(target)) {
 		tx_branch(x, -1, (int)target);
 	} else {
 		if (target <= i->offset && !polled) {
@@ -545,6 +550,15 @@ void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool
 		tx_jump_far(x, i->offset, (int32_t)target, undo);
 	}
 	x->ended = true;
+}
+
+void tx_poll_call(struct tx *x, const struct tx_insn *i, int64_t target)
+{
+	if (is_in_page(target))
+		return;
+	tx_map(x, i->offset, true);
+	tx_poll(x, S1);
+	tx_map(x, i->offset, false);
 }
 
 bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *target)
@@ -589,9 +603,7 @@ static bool call(struct tx *x, struct tx_insn *i)
 	if (!tx_is_plain_branch(i))
 		return false;
 	if (tx_relative_target(x, i, &target)) {
-		tx_map(x, i->offset, true);
-		tx_poll(x, S1);
-		tx_map(x, i->offset, false);
+		tx_poll_call(x, i, target);
 		tx_page_address(x, S1, i->next);
 		emit_push(&x->m, S1);
 		tx_leave_return(x, i->next);
@@ -645,7 +657,7 @@ bool tx_jump_if(struct tx *x, const struct tx_insn *i)
 
 	if (!tx_is_plain_branch(i) || !tx_relative_target(x, i, &target))
 		return false;
-	if (target >= 0 && target < 4096) {
+	if (is_in_page(target)) {
 		tx_branch(x, (int)cc, (int)target);
 	} else {
 		skip = emit_jcc(&x->m, cc ^ 1);

@@ -101,22 +101,10 @@ void tx_leave_return(struct tx *x, int next)
 	emit8(m, 0xc7);
 	emit_modrm_mem(m, 0, mem_base(entry, offsetof(struct return_entry, host)));
 	emit32(m, 0);
-	tx_stub(x, m->p - 4, STUB_RETURN, tx_site(x, SITE_RETURN, next, 0));
+	tx_stub(x, m->p - 4, STUB_SITE, tx_site(x, SITE_RETURN, next, 0));
 	emit_load(m, address, mem_abs(&h->code));
 	emit_store(m, address, mem_base(entry, offsetof(struct return_entry, page)));
 	emit_store(m, entry, mem_abs(&h->returns[x->view]));
-}
-
-void tx_emit_return(struct tx *x, const struct tx_stub *s)
-{
-	struct translator *t = x->t;
-	struct site *site = &t->sites[s->site];
-
-	site->patch = (uint32_t)(s->from - t->write);
-	site->stub = (uint32_t)(x->m.p - t->write);
-	emit_put32(s->from, (uint32_t)(uintptr_t)(t->execute + site->stub));
-	emit_store_imm(&x->m, &t->hot.exit_site, s->site);
-	emit_patch(emit_jmp(&x->m), t->write + t->leave);
 }
 
 /* The entry in S2 has the return's address, RCX is in hot.save: it goes there. */

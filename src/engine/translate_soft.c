@@ -178,7 +178,7 @@ bool soft_fault(struct engine *e, uint64_t at)
 	}
 	if (!s->faults)
 		s->since = __rdtsc();
-	if (s->level >= LEVEL_NEVER || ++s->faults < (uint64_t)t->soft_after << s->level)
+	if (++s->faults < (uint64_t)t->soft_after << s->level)
 		return false;
 	s->cost = share((uint64_t)s->faults * COST_FAULT, __rdtsc() - s->since);
 	s->soft = true;

@@ -185,10 +185,12 @@ static enum vcpu_shadow shadow_of(enum machine_shadow shadow)
 
 enum vcpu_engine machine_engine(const struct machine *m)
 {
+	/* The translator needs PEXT, and pages of 4 KiB to map. The software CPU that helps KVM runs a little at a time. */
+	if (m->config->hugepages)
+		return VCPU_ENGINE_INTERP;
 	switch (m->config->engine) {
 	case MACHINE_ENGINE_AUTO:
-		/* The translator needs PEXT, and pages of 4 KiB to map. The software CPU that helps KVM runs a little at a time. */
-		return m->config->hugepages || m->kvm || !__builtin_cpu_supports("bmi2") ? VCPU_ENGINE_INTERP : VCPU_ENGINE_TRANSLATE;
+		return m->kvm || !__builtin_cpu_supports("bmi2") ? VCPU_ENGINE_INTERP : VCPU_ENGINE_TRANSLATE;
 	case MACHINE_ENGINE_TRANSLATE:
 		return VCPU_ENGINE_TRANSLATE;
 	case MACHINE_ENGINE_SLOTS:
@@ -216,7 +218,7 @@ static void helper_create_work(void *ctx)
 
 	model.apic_id = r->index;
 	pthread_mutex_lock(&m->device_lock);
-	r->rc = soft_vcpu_create(m->soft, r->index, &model, m->config->hugepages ? VCPU_ENGINE_INTERP : machine_engine(m), shadow_of(m->config->shadow),
+	r->rc = soft_vcpu_create(m->soft, r->index, &model, machine_engine(m), shadow_of(m->config->shadow),
 		0, &m->helpers[r->index], r->err);
 	pthread_mutex_unlock(&m->device_lock);
 	sem_post(&r->done);
