@@ -89,6 +89,7 @@
 #define PTE_PS (1ull << 7)
 #define PTE_G (1ull << 8)
 #define PTE_NX (1ull << 63)
+#define PTE_FRAME 0x000ffffffffff000ull
 
 /* Page fault error code (SDM vol. 3, 4.7) */
 #define PF_P (1u << 0)

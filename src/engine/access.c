@@ -15,7 +15,7 @@ static bool is_lapic(const struct engine *e, uint64_t gpa)
 {
 	uint64_t base = e->block->lapic.apic_base;
 
-	return (base & 0xc00) == 0x800 && ((base ^ gpa) & 0x000ffffffffff000ull) == 0;
+	return (base & 0xc00) == 0x800 && ((base ^ gpa) & PTE_FRAME) == 0;
 }
 
 /* gpa is in a read-only range. */

@@ -12,10 +12,31 @@
 
 #include "engine/translate.h"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+#define HUGE_PAGE (2u << 20)
+
 static void *take_low(size_t size, int prot)
 {
 	void *p = mmap(NULL, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
 
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* The code, below 2 GiB, where large pages can show it. NULL: no room. */
+static void *map_aligned(int fd)
+{
+	uint8_t *room = take_low(CODE_SIZE + HUGE_PAGE, PROT_NONE), *at;
+	void *p;
+
+	if (!room)
+		return NULL;
+	at = (uint8_t *)(((uintptr_t)room + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+	p = mmap(at, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (at > room)
+		munmap(room, (size_t)(at - room));
+	munmap(at + CODE_SIZE, (size_t)(room + HUGE_PAGE - at));
 	return p == MAP_FAILED ? NULL : p;
 }
 
@@ -32,11 +53,19 @@ static int take_code(struct translator *t)
 		return error;
 	}
 	write = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	execute = mmap(NULL, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
+	execute = map_aligned(fd);
 	close(fd);
 	t->write = write == MAP_FAILED ? NULL : write;
-	t->execute = execute == MAP_FAILED ? NULL : execute;
+	t->execute = execute;
 	return t->write && t->execute ? 0 : -ENOMEM;
+}
+
+void translator_enlarge_pages(struct translator *t)
+{
+	for (; t->huge < t->code_used + CODE_MAX && t->huge < CODE_SIZE; t->huge += HUGE_PAGE) {
+		*(volatile uint8_t *)(t->write + t->huge) = t->write[t->huge]; /* of nothing none is made */
+		madvise(t->execute + t->huge, HUGE_PAGE, MADV_COLLAPSE);
+	}
 }
 
 int translator_create(struct engine *e)

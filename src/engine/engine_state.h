@@ -250,10 +250,15 @@ uint64_t mmu_translate(struct engine *e, uint64_t gva);
 uint64_t mmu_fetch_page(struct engine *e, uint64_t gva, const uint8_t **hva);
 /* The code page at gva is known to be global, so that a CR3 write does not change it. */
 bool mmu_is_global_code(struct engine *e, uint64_t gva);
+/* The table of 4-KiB pages that was walked to last: its 2 MiB of addresses, its gpa. To begin with the region is ~0. */
+struct mmu_near {
+	uint64_t region, table;
+};
 /*
  * The number of the memfd page that user code at gva is fetched from, if the tables permit it and have all A bits set; else ~0.
+ * What is near stays as it was while tables don't change.
  */
-uint64_t mmu_user_code(struct engine *e, uint64_t gva);
+uint64_t mmu_user_code(struct engine *e, uint64_t gva, struct mmu_near *near);
 void mmu_flush_all(struct engine *e);	     /* global pages too */
 void mmu_flush_nonglobal(struct engine *e);  /* of the current PCID */
 void mmu_flush_page(struct engine *e, uint64_t gva);

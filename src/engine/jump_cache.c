@@ -88,7 +88,7 @@ void translator_forget(struct engine *e, bool user, bool supervisor)
 static void flush_space(struct user_space *s)
 {
 	s->flushed = true;
-	if (s->count > SPACE_PAGES)
+	if (s->full)
 		s->live = false;
 }
 
@@ -110,10 +110,12 @@ void translator_switch(struct engine *e, bool keep)
 /* All pages that jumps lead to are where they were; with nothing left to do for a fetch, as setting A. */
 static bool is_as_it_was(struct engine *e, struct user_space *s)
 {
+	struct mmu_near near = {.region = ~0ull};
+
 	if (!s->flushed)
 		return true;
-	for (unsigned n = 0; n < s->count; n++)
-		if (mmu_user_code(e, s->page[n]) != s->code_page[n])
+	for (unsigned n = 0; n < SPACE_PAGES; n++)
+		if (s->pages[n].gva && mmu_user_code(e, s->pages[n].gva, &near) != s->pages[n].code_page)
 			return false;
 	s->flushed = false;
 	return true;
@@ -141,9 +143,10 @@ void translator_settle(struct engine *e)
 	s->cr3 = cr3;
 	s->sum = sum;
 	s->live = true;
-	s->flushed = false;
+	s->flushed = s->full = false;
+	if (s->count)
+		memset(s->pages, 0, sizeof(s->pages));
 	s->count = 0;
-	memset(s->noted, 0, sizeof(s->noted));
 	begin_life(t, SHADOW_USER, &s->life);
 	enter_life(t, SHADOW_USER, &s->life);
 	e->stats->spaces_new++;
@@ -198,21 +201,20 @@ static unsigned page_hash(uint64_t gva)
 
 static void note_user_page(struct user_space *s, uint64_t gva, uint64_t code_page)
 {
-	unsigned hash = page_hash(gva);
-	uint64_t bit = 1ull << (hash % 64);
+	unsigned index = (gva >> 12) % SPACE_PAGES;
 
-	gva &= ~0xfffull;
-	if (s->noted[hash / 64] & bit)
-		for (unsigned n = 0; n < s->count && n < SPACE_PAGES; n++)
-			if (s->page[n] == gva && s->code_page[n] == code_page)
-				return;
-	s->noted[hash / 64] |= bit;
-	if (s->count < SPACE_PAGES) {
-		s->page[s->count] = gva;
-		s->code_page[s->count] = code_page;
+	gva = (gva & ~0xfffull) | 1;
+	while (s->pages[index].gva) {
+		if (s->pages[index].gva == gva && s->pages[index].code_page == code_page)
+			return;
+		index = (index + 1) % SPACE_PAGES;
 	}
-	if (s->count <= SPACE_PAGES)
-		s->count++;
+	if (s->count == SPACE_PAGES / 4 * 3) {
+		s->full = true;
+		return;
+	}
+	s->pages[index] = (struct space_page){gva, code_page};
+	s->count++;
 }
 
 void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page)

@@ -91,7 +91,7 @@ static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct wa
 	bool long_mode = (cpu->efer & EFER_LMA) != 0;
 	unsigned bits = wide ? 9 : 10;
 	unsigned level = long_mode ? 4 : wide ? 3 : 2;
-	uint64_t table = long_mode ? cpu->cr3 & 0x000ffffffffff000ull : cpu->cr3 & 0xfffff000ull;
+	uint64_t table = long_mode ? cpu->cr3 & PTE_FRAME : cpu->cr3 & 0xfffff000ull;
 
 	w->writable = w->user = true;
 	w->nx = w->global = w->large = false;
@@ -109,7 +109,7 @@ static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct wa
 			v = cpu->pdpte[index & 3];
 			if (!(v & PTE_P))
 				return 0;
-			table = v & 0x000ffffffffff000ull;
+			table = v & PTE_FRAME;
 			continue;
 		}
 		read_entry(e, table + index * (wide ? 8 : 4), wide, step);
@@ -130,7 +130,7 @@ static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct wa
 			if (wide) {
 				if (v & low & ~0x1fffull)
 					return PF_RSVD | PF_P;
-				frame = v & 0x000ffffffffff000ull & ~low;
+				frame = v & PTE_FRAME & ~low;
 			} else {
 				if (!(cpu->cr4 & CR4_PSE))
 					goto descend;
@@ -143,11 +143,11 @@ static int walk_tables(struct engine *e, uint64_t gva, struct walk *w, struct wa
 			break;
 		}
 		if (level == 1) {
-			w->gpa = (v & (wide ? 0x000ffffffffff000ull : 0xfffff000ull)) | (gva & 0xfff);
+			w->gpa = (v & (wide ? PTE_FRAME : 0xfffff000ull)) | (gva & 0xfff);
 			break;
 		}
 descend:
-		table = v & (wide ? 0x000ffffffffff000ull : 0xfffff000ull);
+		table = v & (wide ? PTE_FRAME : 0xfffff000ull);
 	}
 	w->dirty = (steps[*count - 1].value & PTE_D) != 0;
 	w->global = (steps[*count - 1].value & PTE_G) && (cpu->cr4 & CR4_PGE);
@@ -378,20 +378,37 @@ bool mmu_is_global_code(struct engine *e, uint64_t gva)
 	return (e->cpu->cr0 & CR0_PG) && walk_tables(e, gva, &w, steps, &count) < 0 && w.global;
 }
 
-uint64_t mmu_user_code(struct engine *e, uint64_t gva)
+static uint64_t code_page(const struct engine *e, uint64_t gpa)
+{
+	uint64_t offset = ram_offset(e, gpa, NULL);
+
+	return offset == ~0ull ? offset : offset >> 12;
+}
+
+uint64_t mmu_user_code(struct engine *e, uint64_t gva, struct mmu_near *near)
 {
 	struct walk_step steps[4];
 	struct walk w;
 	unsigned count;
-	uint64_t offset;
 
+	if (near->region == gva >> 21) {
+		struct walk_step leaf;
+
+		read_entry(e, near->table + (gva >> 12 & 511) * 8, true, &leaf);
+		if ((leaf.value & (PTE_P | PTE_U | PTE_A | PTE_NX | (PTE_FRAME & ~physical_mask(e)))) != (PTE_P | PTE_U | PTE_A))
+			return ~0ull;
+		return code_page(e, leaf.value & PTE_FRAME);
+	}
 	if (!(e->cpu->cr0 & CR0_PG) || walk_tables(e, gva, &w, steps, &count) >= 0 || !w.user || w.nx)
 		return ~0ull;
-	while (count > 0)
-		if (!(steps[--count].value & PTE_A))
+	for (unsigned n = 0; n < count; n++)
+		if (!(steps[n].value & PTE_A))
 			return ~0ull;
-	offset = ram_offset(e, w.gpa, NULL);
-	return offset == ~0ull ? offset : offset >> 12;
+	if (count == 4) {
+		near->region = gva >> 21;
+		near->table = steps[2].value & PTE_FRAME;
+	}
+	return code_page(e, w.gpa);
 }
 
 void mmu_flush_all(struct engine *e)

@@ -42,7 +42,6 @@
 /* Of vm.max_map_count's 65,530: what is left is for the process, and for a fill that takes more than it was expected to. */
 #define VMAS_MAX 45000u
 
-#define PTE_FRAME 0x000ffffffffff000ull
 #define OWNER_NONE 0u
 #define OWNER_MANY ~0u
 

@@ -293,6 +293,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	if (t->tb_used == TB_MAX || t->code_used + CODE_MAX > CODE_SIZE || t->site_used + SITES_MAX > SITE_MAX ||
 		t->map_used + MAPS_MAX > MAP_MAX)
 		translator_reset(e);
+	translator_enlarge_pages(t);
 	memset(&x, 0, sizeof(x));
 	x.e = e;
 	x.t = t;

@@ -57,7 +57,7 @@
 #define SITES_MAX 1024u	    /* its ways out */
 #define MAPS_MAX 4096u	    /* and its part of the fault map */
 #define SPACES 8	    /* of users, whose jumps are remembered */
-#define SPACE_PAGES 192	    /* to which they lead, at most, if they shall outlive a flush */
+#define SPACE_PAGES 4096u   /* hashed, to which they lead: three quarters at most, if they shall outlive a flush */
 #define SEEN_MANY 0xffff
 #define SOFT_SITES 1024u
 #define SOFT_FAULTS 6 /* of an instruction, before it reaches memory by the software TLB */
@@ -204,11 +204,13 @@ struct user_space {
 	uint64_t sum; /* shadow_deltas.user_sum */
 	struct life life;
 	bool live;
-	bool flushed;	/* its pages are to be compared before it is used */
-	uint16_t count; /* SPACE_PAGES + 1: too many */
-	uint64_t page[SPACE_PAGES];	/* gva */
-	uint64_t code_page[SPACE_PAGES]; /* its number in the memfd */
-	uint64_t noted[64];		/* by hash: which are there */
+	bool flushed; /* its pages are to be compared before it is used */
+	bool full;    /* there are pages that were not noted */
+	unsigned count;
+	struct space_page {
+		uint64_t gva; /* bit 0: used */
+		uint64_t code_page; /* its number in the memfd */
+	} pages[SPACE_PAGES];
 };
 
 /* A thunk: its key, and the page that it leads to (NULL: it has not been written yet). */
@@ -237,6 +239,7 @@ struct translator {
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
+	uint32_t huge; /* code up to here is in large pages, if the host has them */
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
 	bool jump_from;	      /* it was left by SITE_TARGET */
 	bool low_supervisor;  /* it has supervisor targets in the lower half */
@@ -276,6 +279,8 @@ struct translator {
 /* After the shadow; without one there is no translator. 0 or −errno: the engine interprets. */
 int translator_create(struct engine *e);
 void translator_destroy(struct engine *e);
+/* Memory for the next code: flat code of many pages is slow for want of TLB entries. The host may not do it. */
+void translator_enlarge_pages(struct translator *t);
 /* Forgets all code. */
 void translator_reset(struct engine *e);
 /* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
