@@ -63,6 +63,8 @@
 	X(regions_translated, "translator: hot blocks translated again, with what follows them") \
 	X(code_resets, "translator: times that all code was forgotten") \
 	X(code_entries, "translator: entries into translated code") \
+	X(found_chain, "translator: branches chained on the way") \
+	X(found_target, "translator: jump cache misses repaired on the way") \
 	X(exits_chain, "translator: exits to code that was not chained or not translated") \
 	X(exits_interp, "translator: exits for an instruction of the interpreter") \
 	X(exits_target, "translator: jump cache misses") \

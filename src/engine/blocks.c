@@ -20,8 +20,7 @@
 #define BLOCKS_MAX (3u << 17)
 #define INSNS_MAX (1u << 18)
 #define SEEN_MAX (1u << 21)
-#define HASH_BITS 18
-#define HASH_SIZE (1u << HASH_BITS)
+#define HASH_SIZE (1u << BLOCK_HASH_BITS)
 #define INSN_BYTES 15
 
 static void *take_memory(size_t size)
@@ -131,14 +130,9 @@ void blocks_take_news(struct engine *e)
 
 /* --- dropping --- */
 
-static unsigned hash_of(uint64_t key)
-{
-	return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> (64 - HASH_BITS));
-}
-
 static void unhash(struct block_cache *c, struct block *b)
 {
-	uint32_t *link = &c->hash[hash_of(b->key)];
+	uint32_t *link = &c->hash[block_hash(b->key)];
 	uint32_t id = (uint32_t)(b - c->blocks) + 1;
 
 	while (*link && *link != id)
@@ -233,7 +227,7 @@ void engine_invalidate_all(struct engine *e)
 
 		if (b->key == BLOCK_DEAD)
 			continue;
-		c->hash[hash_of(b->key)] = 0;
+		c->hash[block_hash(b->key)] = 0;
 		c->pages[b->key >> 14].first = 0;
 		c->pages[b->key >> 14].chunks = 0;
 		b->key = BLOCK_DEAD;
@@ -265,16 +259,6 @@ static void mark_code(struct engine *e, uint64_t page)
 		mmu_protect_code(e, page);
 		publish(e, page, false);
 	}
-}
-
-struct block *blocks_cached(struct engine *e, uint64_t key)
-{
-	struct block_cache *c = e->blocks;
-
-	for (uint32_t id = c->hash[hash_of(key)]; id; id = c->blocks[id - 1].next_in_hash)
-		if (c->blocks[id - 1].key == key)
-			return &c->blocks[id - 1];
-	return NULL;
 }
 
 const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at, uint32_t *seen)
@@ -382,7 +366,7 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 	b->hot = 0;
 	b->count = (uint8_t)count;
 	b->bytes = (uint16_t)bytes;
-	link = &c->hash[hash_of(b->key)];
+	link = &c->hash[block_hash(b->key)];
 	b->next_in_hash = *link;
 	*link = c->blocks_used;
 	b->next_in_page = c->pages[page].first;

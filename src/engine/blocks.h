@@ -64,9 +64,24 @@ struct block_cache {
 	struct crossing *single_crossing; /* whose instruction single_insn is; NULL: nobody's */
 };
 
-int blocks_create(struct engine *e);
+#define BLOCK_HASH_BITS 18
+static inline unsigned block_hash(uint64_t key)
+{
+	return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> (64 - BLOCK_HASH_BITS));
+}
+
 /* The block with this key if it is decoded, else NULL. */
-struct block *blocks_cached(struct engine *e, uint64_t key);
+static inline struct block *blocks_cached(struct engine *e, uint64_t key)
+{
+	const struct block_cache *c = e->blocks;
+
+	for (uint32_t id = c->hash[block_hash(key)]; id; id = c->blocks[id - 1].next_in_hash)
+		if (c->blocks[id - 1].key == key)
+			return &c->blocks[id - 1];
+	return NULL;
+}
+
+int blocks_create(struct engine *e);
 /*
  * The next decoded instruction at the offset in the memfd, of a block behind *at (0: from the first one), and its index for what the
  * translator has seen; NULL: there is no more. Good until the next call.

@@ -171,11 +171,19 @@ void site_unchain(struct translator *t, uint32_t id)
 		site_lead(t, s, s->stub);
 }
 
-void site_chain(struct translator *t, uint32_t id, uint32_t tb)
+void site_chain(struct engine *e, uint32_t id, const struct block *b, uint32_t tb)
 {
+	struct translator *t = e->translator;
 	struct site *s = &t->sites[id];
+	const struct tb *from = &t->tbs[s->tb];
+	const struct block *source = &e->blocks->blocks[from->block & ~TB_CROSSING];
 
 	if ((s->kind != SITE_CHAIN && s->kind != SITE_RETURN) || s->chained)
+		return;
+	if ((from->block & TB_CROSSING) || ((source->key ^ b->key) & 3) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view ||
+		source->tb[from->view] != s->tb + 1)
+		return;
+	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
 		return;
 	s->chained = true;
 	s->next = t->tbs[tb].incoming;

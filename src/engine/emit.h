@@ -270,7 +270,7 @@ static inline void emit_pop(struct emit *m, int reg)
 	emit8(m, 0x58 | (unsigned)(reg & 7));
 }
 
-/* push or jmp through memory: FF /digit. */
+/* call, push or jmp through memory: FF /digit. */
 static inline void emit_group5(struct emit *m, unsigned digit, struct emit_mem a)
 {
 	unsigned rex = rex_bits(0, a);
@@ -281,6 +281,7 @@ static inline void emit_group5(struct emit *m, unsigned digit, struct emit_mem a
 	emit_modrm_mem(m, (int)digit, a);
 }
 
+#define GROUP5_CALL 2
 #define GROUP5_JMP 4
 #define GROUP5_PUSH 6
 

@@ -154,7 +154,8 @@ void translator_settle(struct engine *e)
 
 /* --- pages --- */
 
-struct code_page *translator_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host)
+/* The record, or the free one that it would get. */
+static struct code_page *page_slot(struct translator *t, unsigned view, uint64_t gva, uint64_t host)
 {
 	uint64_t base = gva & ~0xfffull, life = t->life[view];
 	unsigned index = (unsigned)(mix(base ^ life << 20) >> 32) & (PAGES - 1);
@@ -162,14 +163,30 @@ struct code_page *translator_page(struct translator *t, unsigned view, uint64_t 
 
 	for (;; index = (index + 1) & (PAGES - 1)) {
 		p = &t->hot.pages[index];
-		if (p->life == life && p->base == base && p->host == host)
+		if (!p->life || (p->life == life && p->base == base && p->host == host))
 			return p;
-		if (!p->life)
-			break;
 	}
-	t->pages_used++;
-	*p = (struct code_page){base, host, life};
+}
+
+struct code_page *translator_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host)
+{
+	struct code_page *p = page_slot(t, view, gva, host);
+
+	if (!p->life) {
+		t->pages_used++;
+		p->base = gva & ~0xfffull;
+		p->host = host;
+		p->life = t->life[view];
+		p->memfd_page = 0;
+	}
 	return p;
+}
+
+struct code_page *translator_find_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host)
+{
+	struct code_page *p = page_slot(t, view, gva, host);
+
+	return p->life ? p : NULL;
 }
 
 bool translator_pages_full(const struct translator *t)
@@ -188,7 +205,7 @@ void translator_forget_pages(struct engine *e)
 	memset(t->hot.pages, 0, sizeof(t->hot.pages));
 	t->pages_used = 0;
 	for (unsigned n = 0; n < JUMPS; n++)
-		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->lost;
+		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->find;
 	memset(t->thunk, 0, sizeof(t->thunk));
 	t->seconds_used = 0;
 	translator_forget(e, true, true);
@@ -217,13 +234,18 @@ static void note_user_page(struct user_space *s, uint64_t gva, uint64_t code_pag
 	s->count++;
 }
 
-void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page)
+void translator_note_page(struct translator *t, unsigned view, struct code_page *page, uint64_t memfd_page)
 {
+	uint64_t gva = page->base;
 	unsigned hash = page_hash(gva);
+
+	if (page->memfd_page)
+		return;
+	page->memfd_page = memfd_page;
 
 	t->jump_pages[gva >> 63][hash / 64] |= 1ull << (hash % 64);
 	if (view == SHADOW_USER)
-		note_user_page(&t->spaces[t->space], gva, code_page);
+		note_user_page(&t->spaces[t->space], gva, memfd_page);
 	else
 		t->low_supervisor |= !(gva >> 63);
 }
@@ -263,7 +285,7 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 	emit_move(&m, RCX, S1);
 	emit_imm64(&m, S1, k->key);
 	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
-	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->lost));
+	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->find));
 	emit_patch8(hit, m.p);
 	emit_move(&m, RCX, S1);
 	emit_store_imm64(&m, &t->hot.code, (int32_t)(uintptr_t)k->page);
@@ -309,11 +331,16 @@ void site_forget_far(struct translator *t, const struct site *s)
 	emit_put32(t->write + s->patch - FAR_FROM, 0);
 }
 
-void site_link_far(struct translator *t, uint32_t id, const struct code_page *from, const struct code_page *to, uint32_t tb)
+void site_link_far(struct engine *e, uint32_t id, unsigned view, const struct code_page *to, uint32_t tb)
 {
+	struct translator *t = e->translator;
 	struct site *s = &t->sites[id];
+	const struct code_page *page = t->hot.code;
+	const struct tb *from = &t->tbs[s->tb];
 	uint8_t *at = t->write + s->patch;
 
+	if (s->kind != SITE_FAR || from->dead || from->view != view || from->mode32 != t->tbs[tb].mode32 || page->life != to->life)
+		return;
 	if (s->chained && s->stub != tb)
 		return; /* the same bytes lead elsewhere in another address space: the jump cache does */
 	if (!s->chained) {
@@ -324,5 +351,5 @@ void site_link_far(struct translator *t, uint32_t id, const struct code_page *fr
 	}
 	site_lead(t, s, t->tbs[tb].code);
 	emit_put32(at - FAR_PAGE, (uint32_t)(uintptr_t)to);
-	emit_put32(at - FAR_FROM, -(uint32_t)(uintptr_t)from);
+	emit_put32(at - FAR_FROM, -(uint32_t)(uintptr_t)page);
 }

@@ -140,7 +140,10 @@ static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
 	site->stub = (uint32_t)(x->m.p - t->write);
 	site_lead(t, site, site->stub);
 	emit_store_imm(&x->m, &t->hot.exit_site, id);
-	emit_patch(emit_jmp(&x->m), t->write + (x->mode32 ? t->leave32 : t->leave));
+	if (site->kind == SITE_CHAIN || site->kind == SITE_RETURN)
+		emit_patch(emit_jmp(&x->m), t->write + t->find);
+	else
+		emit_patch(emit_jmp(&x->m), t->write + (x->mode32 ? t->leave32 : t->leave));
 }
 
 static void emit_stubs(struct tx *x)

@@ -12,6 +12,7 @@
  *   translate_32.c    32-bit code: what is different there
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
  *   translate_jump.c  branches that leave the page: emitted code; jump_cache.c: what it finds, and how long that is true
+ *   jump_find.c       a branch's target, found without leaving
  *   code_cache.c      memory for code and tables; dropping blocks
  *
  * Registers while translated code runs:
@@ -68,6 +69,7 @@ struct code_page {
 	uint64_t base; /* gva */
 	uint64_t host; /* where the shadow has it */
 	uint64_t life; /* of the translation; 0: the record is free */
+	uint64_t memfd_page; /* which it is, once a jump to it has been remembered; 0 until then */
 };
 
 /* Where a return goes, if its address is this one. The stack grows down, from a few that fit no return. */
@@ -98,6 +100,7 @@ struct hot {
 	uint64_t c_rsp;
 	uint64_t flags; /* ax form of operand.h */
 	uint64_t enter_pc;
+	uint64_t find; /* translator_find() */
 	uint64_t slot_mask;						  /* bits 47:39, for PEXT */
 	uint64_t probe_mask;						  /* and 11:0 */
 	/* The software TLB: its index is bits 21:12, its tags are bits 63:12. */
@@ -227,7 +230,7 @@ struct translator {
 	uint8_t *execute; /* the same, executable */
 	uint8_t *poll;	  /* hva of the page that polls read; what follows it faults */
 	uint8_t *probe;
-	uint32_t enter, leave, leave_fault, lost; /* offsets of the fixed code */
+	uint32_t enter, leave, leave_fault, find; /* offsets of the fixed code */
 	uint32_t enter32, leave32;
 	bool has_gs; /* the host lets programs write their GS base: 32-bit code can be translated */
 	uint32_t return_miss[SHADOW_VIEWS];
@@ -286,8 +289,8 @@ void translator_reset(struct engine *e);
 /* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
 void translator_drop_block(struct engine *e, struct block *b);
 void translator_drop_code(struct engine *e, uint32_t tb);
-/* Lets `site` go to `tb` directly, or to its stub again. */
-void site_chain(struct translator *t, uint32_t site, uint32_t tb);
+/* Lets `site`, a branch to b, go to its code `tb` directly, if it may, or to its stub again. */
+void site_chain(struct engine *e, uint32_t site, const struct block *b, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
 /* Its branch, or the address that a call leaves, is that of the code at the offset. */
 void site_lead(struct translator *t, const struct site *s, uint32_t code);
@@ -305,17 +308,23 @@ void translator_switch(struct engine *e, bool keep);
 void translator_settle(struct engine *e);
 /* The record of the page at gva, which the shadow has at host. There must be room. */
 struct code_page *translator_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host);
+/* The same if there is one, else NULL. */
+struct code_page *translator_find_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host);
 bool translator_pages_full(const struct translator *t);
 /* Makes room: all that is known of jumps is forgotten. */
 void translator_forget_pages(struct engine *e);
-/* A jump is remembered that leads to the page at gva, the memfd's page `code_page`. */
-void translator_note_page(struct translator *t, unsigned view, uint64_t gva, uint64_t code_page);
+/* A jump is remembered that leads to the page of the record, the memfd's page `memfd_page`. */
+void translator_note_page(struct translator *t, unsigned view, struct code_page *page, uint64_t memfd_page);
 /* From now on jumps in the view to the address find the code, which is in the page. */
 void translator_remember(struct engine *e, unsigned view, const struct code_page *page, uint64_t gva, uint32_t tb);
 /* The far link leads nowhere any more. */
 void site_forget_far(struct translator *t, const struct site *s);
-/* The branch goes to the code when it is run from the page; 64- or 32-bit code as it is. */
-void site_link_far(struct translator *t, uint32_t site, const struct code_page *from, const struct code_page *to, uint32_t tb);
+/* The jump under way, by the site, leads to the code whenever it is run from its page as that is now; nothing if it is no far link. */
+void site_link_far(struct engine *e, uint32_t site, unsigned view, const struct code_page *to, uint32_t tb);
+
+/* --- jump_find.c --- */
+/* Called by the fixed code, with the guest's registers saved and its vector registers live: where the way out hot.exit_site leads. */
+uint64_t translator_find(struct engine *e);
 
 /* --- translate_run.c --- */
 /*

@@ -100,6 +100,34 @@ static void emit_leave_tail(struct emit *m, struct engine *e)
 	emit8(m, 0xc3);
 }
 
+/* Asks C where the way out that hot.exit_site names leads, and goes there. */
+static void emit_find(struct emit *m, struct engine *e)
+{
+	static const int kept[] = {RCX, RDX, RSI, RDI, R8, R9};
+	struct hot *h = &e->translator->hot;
+
+	emit_store(m, RSP, mem_abs(&h->rsp_host));
+	emit_load(m, RSP, mem_abs(&h->c_rsp));
+	emit_push(m, RAX);
+	emit_bytes(m, "\x0f\x90\xc0\x9f", 4); /* seto %al; lahf */
+	emit_push(m, RAX);
+	for (unsigned n = 0; n < COUNT(kept); n++)
+		emit_push(m, kept[n]);
+	emit_lea(m, RSP, mem_base(RSP, -8)); /* calls are made with RSP aligned: emit_enter() has left it 8 bytes off */
+	emit8(m, 0xb8 | RDI);
+	emit32(m, (uint32_t)(uintptr_t)e);
+	emit_group5(m, GROUP5_CALL, mem_abs(&h->find));
+	emit_store(m, RAX, mem_abs(&h->enter_pc));
+	emit_lea(m, RSP, mem_base(RSP, 8));
+	for (unsigned n = COUNT(kept); n-- > 0;)
+		emit_pop(m, kept[n]);
+	emit_pop(m, RAX);
+	emit_bytes(m, "\x04\x7f\x9e", 3); /* add $127, %al; sahf */
+	emit_pop(m, RAX);
+	emit_load(m, RSP, mem_abs(&h->rsp_host));
+	emit_group5(m, GROUP5_JMP, mem_abs(&h->enter_pc));
+}
+
 void translator_emit_fixed(struct engine *e)
 {
 	struct translator *t = e->translator;
@@ -113,8 +141,9 @@ void translator_emit_fixed(struct engine *e)
 	emit_leave(&m, e, false);
 	t->leave_fault = (uint32_t)(m.p - t->write);
 	emit_leave_tail(&m, e);
-	t->lost = (uint32_t)(m.p - t->write);
-	emit_group5(&m, GROUP5_JMP, mem_abs(&t->hot.leave_now));
+	t->find = (uint32_t)(m.p - t->write);
+	t->hot.find = (uint64_t)(uintptr_t)translator_find;
+	emit_find(&m, e);
 	t->leave32 = (uint32_t)(m.p - t->write);
 	emit_leave(&m, e, true);
 	emit_patch(emit_jmp(&m), t->write + t->leave_fault);
@@ -580,36 +609,6 @@ static void run_tb(struct engine *e, uint32_t tb, unsigned view, struct block *b
 
 /* --- the step of the main loop --- */
 
-static void chain(struct engine *e, const struct block *b, uint32_t tb)
-{
-	struct translator *t = e->translator;
-	uint32_t id = t->chain_from - 1;
-	const struct site *s = &t->sites[id];
-	const struct tb *from = &t->tbs[s->tb];
-	const struct block *source = &e->blocks->blocks[from->block & ~TB_CROSSING];
-
-	if ((from->block & TB_CROSSING) || ((source->key ^ b->key) & 3) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view ||
-		source->tb[from->view] != s->tb + 1)
-		return;
-	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
-		return;
-	site_chain(t, id, tb);
-}
-
-/* The branch that was left by leads here whenever it is run from its page as that is now. */
-static void link_far(struct engine *e, struct code_page *to, uint32_t tb, unsigned view)
-{
-	struct translator *t = e->translator;
-	uint32_t id = (uint32_t)t->hot.exit_site;
-	const struct site *s = &t->sites[id];
-	const struct tb *from = &t->tbs[s->tb];
-
-	if (s->kind != SITE_FAR || t->hot.target != e->cpu->gpr[GPR_RIP] || from->dead || from->view != view ||
-		from->mode32 != t->tbs[tb].mode32 || t->hot.code->life != to->life)
-		return;
-	site_link_far(t, id, t->hot.code, to, tb);
-}
-
 static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool crosses)
 {
 	struct translator *t = e->translator;
@@ -623,14 +622,17 @@ static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool cro
 		t->nonglobal_jumps = true;
 	page = translator_page(t, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)]);
 	translator_remember(e, view, page, rip, tb);
-	link_far(e, page, tb, view);
+	if (t->hot.target == rip)
+		site_link_far(e, (uint32_t)t->hot.exit_site, view, page, tb);
 	if (crosses) {
 		const struct crossing *x = &e->blocks->crossings[t->tbs[tb].block & ~TB_CROSSING];
 
-		translator_note_page(t, view, rip, x->page[0]);
-		translator_note_page(t, view, rip + 15, x->page[1]);
+		translator_note_page(t, view, page, x->page[0]);
+		rip += 15;
+		page = translator_page(t, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)]);
+		translator_note_page(t, view, page, x->page[1]);
 	} else {
-		translator_note_page(t, view, rip, e->blocks->blocks[t->tbs[tb].block].key >> 14);
+		translator_note_page(t, view, page, e->blocks->blocks[t->tbs[tb].block].key >> 14);
 	}
 }
 
@@ -763,7 +765,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		return DID_RUN;
 	}
 	if (chain_from)
-		chain(e, b, tb - 1);
+		site_chain(e, chain_from - 1, b, tb - 1);
 	t->chain_from = 0;
 	if (jump_from)
 		remember_jump(e, tb - 1, view, false);
