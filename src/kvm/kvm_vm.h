@@ -14,6 +14,7 @@
 
 #define KVM_NOTIFY_MAX 256
 #define KVM_MSR_MAX 64
+#define KVM_POSTED_MAX 8
 #define KVM_MEMSLOTS (2 * RAM_RANGE_MAX)
 
 struct kvm_vcpu;
@@ -43,6 +44,8 @@ struct kvm_vm {
 	struct kvm_cpuid2 *supported; /* KVM_GET_SUPPORTED_CPUID */
 	struct cpu_model model;	      /* by kvm_fit_model() */
 	unsigned coalesced_page;      /* of the run area, 0: none */
+	uint16_t posted[KVM_POSTED_MAX]; /* ports that wait for the first vcpu */
+	unsigned posted_count;
 	void (*next_layout_changed)(void *ctx); /* who was told of layout changes before us */
 	void *next_layout_ctx;
 
@@ -128,6 +131,9 @@ int kvm_memory_renew(struct kvm_vm *vm);
 bool kvm_msr(int fd, unsigned long request, uint32_t index, uint64_t *value);
 int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
 #define kvm_ioctl_ptr(fd, request, pointer) kvm_ioctl((fd), (request), (unsigned long)(uintptr_t)(pointer))
+
+/* Gives KVM the ports of kvm_set_posted_pio() that have waited for a vcpu. */
+void kvm_register_posted(struct kvm_vm *vm);
 
 /* host.c: the capabilities that are needed and that this VM's KVM has not, by name. */
 void kvm_host_missing(int vm, char *text, size_t size);

@@ -454,6 +454,7 @@ int kvm_vcpu_create(struct kvm_vm *vm, unsigned index, const struct cpu_model *m
 		ops_destroy(v);
 		return rc;
 	}
+	kvm_register_posted(vm);
 	vm->vcpus[index] = v;
 	if (vm->vcpu_count <= index)
 		vm->vcpu_count = index + 1;
