@@ -93,6 +93,38 @@ static void pic_and_pit(void)
 	say("interrupts: PIC and PIT ok");
 }
 
+/*
+ * With automatic EOI the second of two interrupts asks for the processor as soon as the first has been acknowledged, and nothing
+ * that a hypervisor would see happens between.
+ */
+static void pic_two_at_once(void)
+{
+	outb(0x20, 0x11);
+	outb(0x21, 0x20);
+	outb(0x21, 4);
+	outb(0x21, 3);
+	outb(0x21, 0xff);
+	irq_clear();
+	irq_eoi = EOI_NONE;
+	outb(0x2fc, 8); /* COM2: its interrupt reaches the PIC, as IRQ 3 … */
+	outb(0x2f9, 2); /* … and says that it can send */
+	pit_program(0, 1193);
+	outb(0x20, 0x0a);
+	for (unsigned i = 0; i < 1000 && (inb(0x20) & 9) != 9; i++)
+		delay_ms(1);
+	CHECK((inb(0x20) & 9) == 9);
+	outb(0x21, 0xf6);
+	sti();
+	for (unsigned i = 0; i < 100000000 && irq_logged < 2; i++)
+		asm volatile("pause");
+	cli();
+	CHECK(irq_logged == 2 && irq_log[0] == 0x20 && irq_log[1] == 0x23);
+	outb(0x2f9, 0);
+	outb(0x2fc, 0);
+	pic_init();
+	say("interrupts: two of the PIC ok");
+}
+
 static void self_ipi(unsigned vector)
 {
 	lapic_write(0x310, 0);
@@ -324,6 +356,7 @@ static void virtual_wire(void)
 int guest_main(void)
 {
 	pic_and_pit();
+	pic_two_at_once();
 	lapic_enable();
 	lapic_timer();
 	priorities();

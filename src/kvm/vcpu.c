@@ -149,15 +149,18 @@ static bool finish_exit(struct kvm_vcpu *v, struct vcpu_exit *x)
 	return false;
 }
 
-/* A vector from the PIC, if it has one and the guest can take it. True: *x asks for it. */
+/*
+ * A vector from the PIC, if it has one and the guest can take it. True: *x asks for it. While one is on its way the next waits
+ * for the window, too: with automatic EOI nothing else would tell of it.
+ */
 static bool want_extint(struct kvm_vcpu *v, struct vcpu_exit *x)
 {
 	struct kvm_run *run = v->run;
 
 	run->request_interrupt_window = 0;
-	if (v->index || !atomic_load(&v->vm->extint) || v->extint_vector >= 0)
+	if (v->index || !atomic_load(&v->vm->extint))
 		return false;
-	if (!run->ready_for_interrupt_injection) {
+	if (v->extint_vector >= 0 || !run->ready_for_interrupt_injection) {
 		run->request_interrupt_window = 1;
 		return false;
 	}
