@@ -14,7 +14,7 @@ static volatile uint64_t leaves[2][512] __attribute__((aligned(4096)));
 static volatile uint8_t code[4][4096] __attribute__((aligned(4096)));
 typedef int (*function)(void);
 
-extern int call_aside(void), call_far_up(void), call_through(function f), call_chain(unsigned depth);
+extern int call_aside(void), call_far_up(void), call_through(function f), call_chain(unsigned depth), call_skewed(void);
 
 asm(".text; .balign 4096\n"
     /* The callee returns behind the instruction that follows the call. */
@@ -28,7 +28,13 @@ asm(".text; .balign 4096\n"
     /* An indirect call by a return, as kernels do. */
     "call_through: sub $8, %rsp\n call 1f\n add $8, %rsp\n add $1, %eax\n ret\n"
     "1: call 2f\n ud2\n 2: mov %rdi, (%rsp)\n ret\n"
-    "call_chain: xor %eax, %eax\n test %edi, %edi\n jz 1f\n sub $1, %edi\n call call_chain\n add $1, %eax\n 1: ret\n");
+    "call_chain: xor %eax, %eax\n test %edi, %edi\n jz 1f\n sub $1, %edi\n call call_chain\n add $1, %eax\n 1: ret\n"
+    /* Stacks that are not aligned, and returns that take arguments along. */
+    "call_skewed: push %rbp\n mov %rsp, %rbp\n xor %eax, %eax\n sub $12, %rsp\n call 1f\n sub $1, %rsp\n call 1f\n"
+    "sub $4, %rsp\n push $7\n call 2f\n add $1, %rsp\n call 1f\n mov %rbp, %rsp\n pop %rbp\n ret\n"
+    "1: add $1, %eax\n push $0\n push $0\n call 3f\n ret\n"
+    "2: add 8(%rsp), %eax\n ret $8\n"
+    "3: ret $16\n");
 
 static void map(volatile uint64_t *leaf, unsigned page)
 {
@@ -65,6 +71,7 @@ static void strange_returns(void)
 		CHECK(call_aside() == 2);
 		CHECK(call_far_up() == 5);
 		CHECK(call_through(call_aside) == 3);
+		CHECK(call_skewed() == 10);
 	}
 	say("calls: strange returns ok");
 }
@@ -147,6 +154,44 @@ static void pages_before_a_jump(void)
 	say("calls: pages before a jump ok");
 }
 
+static unsigned calls;
+
+/* Called from the innermost of calls: what they return to becomes another instruction, now and then. */
+static void change_code(void)
+{
+	if (++calls % 64 == 0)
+		code[0][14] ^= 3;
+}
+
+static void code_under_calls(void)
+{
+	/* test %edi, %edi; jz 1f; sub $1, %edi; call .; add $1, %eax; ret */
+	static const uint8_t start[] = {0x85, 0xff, 0x74, 0x0c, 0x83, 0xef, 1, 0xe8, 0xf4, 0xff, 0xff, 0xff, 0x83, 0xc0, 1, 0xc3};
+	volatile uint8_t *p = code[0];
+
+	for (unsigned n = 0; n < sizeof(start); n++)
+		*p++ = start[n];
+	/* 1: push %rbx; movabs $change_code, %rax; call *%rax; xor %eax, %eax; pop %rbx; ret */
+	*p++ = 0x53;
+	*p++ = 0x48;
+	*p++ = 0xb8;
+	p = put32(p, (uint32_t)(word)change_code);
+	p = put32(p, (uint32_t)((word)change_code >> 32));
+	*p++ = 0xff;
+	*p++ = 0xd0;
+	*p++ = 0x31;
+	*p++ = 0xc0;
+	*p++ = 0x5b;
+	*p++ = 0xc3;
+	for (unsigned i = 0; i < TIMES; i++) {
+		unsigned depth = 1 + i % 20;
+		int got = ((int (*)(unsigned))(word)code[0])(depth);
+
+		CHECK(got == (int)(depth * code[0][14]));
+	}
+	say("calls: code under calls ok");
+}
+
 int guest_main(void)
 {
 	boot_pml4[1] = (word)tables[0] | 7;
@@ -158,5 +203,6 @@ int guest_main(void)
 	deep();
 	pages_under_a_call();
 	pages_before_a_jump();
+	code_under_calls();
 	return 0;
 }

@@ -90,8 +90,7 @@ int translator_create(struct engine *e)
 		return -ENOMEM;
 	t->pool = take_low(sizeof(*t->pool), PROT_READ | PROT_WRITE);
 	t->seen = take_low(e->blocks->seen_max * sizeof(*t->seen), PROT_READ | PROT_WRITE);
-	t->returns = take_low(SHADOW_VIEWS * RETURNS_SIZE, PROT_NONE);
-	if (!t->pool || !t->seen || !t->returns)
+	if (!t->pool || !t->seen)
 		return -ENOMEM;
 	error = take_code(t);
 	if (error)
@@ -99,9 +98,6 @@ int translator_create(struct engine *e)
 	t->heat = HEAT;
 	if (getrandom(&t->secret, sizeof(t->secret), 0) != sizeof(t->secret))
 		return -EIO;
-	error = translator_create_returns(t);
-	if (error)
-		return error;
 	t->hot_after = HOT;
 	t->soft_after = SOFT_FAULTS;
 	t->hot.tlb_index = 0x3ffull << 12;
@@ -109,6 +105,7 @@ int translator_create(struct engine *e)
 	t->hot.tlb_of[SHADOW_USER] = (uint64_t)(uintptr_t)e->tlb_data[TLB_USER];
 	t->hot.slot_mask = 0x1ffull << 39;
 	t->hot.probe_mask = t->hot.slot_mask | 0xfff;
+	t->hot.return_mask = (uint64_t)(RETURNS - 1) << 3;
 	t->hot.high_mask = ~0ull << 39;
 	t->hot.poison = shadow_poison();
 	t->has_gs = tx32_possible();
@@ -136,7 +133,6 @@ void translator_destroy(struct engine *e)
 	release(t->sites, SITE_MAX * sizeof(*t->sites));
 	release(t->map, MAP_MAX * sizeof(*t->map));
 	release(t->pool, sizeof(*t->pool));
-	release(t->returns, SHADOW_VIEWS * RETURNS_SIZE);
 	release(t->seen, e->blocks->seen_max * sizeof(*t->seen));
 	release(t->write, CODE_SIZE);
 	release(t->execute, CODE_SIZE);
@@ -150,10 +146,7 @@ void site_lead(struct translator *t, const struct site *s, uint32_t code)
 {
 	uint8_t *patch = t->write + s->patch;
 
-	if (s->kind == SITE_RETURN)
-		emit_put32(patch, (uint32_t)(uintptr_t)(t->execute + code));
-	else
-		emit_patch(patch, t->write + code);
+	emit_patch(patch, t->write + code);
 }
 
 void site_unchain(struct translator *t, uint32_t id)
@@ -193,6 +186,20 @@ void site_chain(struct engine *e, uint32_t id, const struct block *b, uint32_t t
 
 /* --- forgetting --- */
 
+/* What calls have left may still lead to landings of the code: they become the way to the jump cache. */
+static void drop_landings(struct translator *t, uint32_t id)
+{
+	uint32_t end = id + 1 < t->tb_used ? t->tbs[id + 1].site : t->site_used;
+
+	for (uint32_t n = t->tbs[id].site; n < end; n++) {
+		const struct site *s = &t->sites[n];
+		struct emit m = {t->write + s->patch - s->undo};
+
+		if (s->kind == SITE_RETURN)
+			emit_patch(emit_jmp(&m), t->write + t->return_miss[t->tbs[id].view]);
+	}
+}
+
 /* Jump cache entries may still lead to the code: it becomes the way out, as a miss of the jump. */
 void translator_drop_code(struct engine *e, uint32_t id)
 {
@@ -205,8 +212,9 @@ void translator_drop_code(struct engine *e, uint32_t id)
 	for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
 		site_unchain(t, s - 1);
 	tb->incoming = 0;
+	if (!tb->dead)
+		drop_landings(t, id);
 	tb->dead = true;
-	translator_forget_returns(t);
 }
 
 void translator_drop_block(struct engine *e, struct block *b)

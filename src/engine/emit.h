@@ -145,6 +145,14 @@ static inline void emit_store_imm64(struct emit *m, const volatile void *address
 	emit32(m, (uint32_t)imm);
 }
 
+/* No flags. */
+static inline void emit_not(struct emit *m, int reg)
+{
+	emit8(m, 0x48 | (reg >= 8 ? 1 : 0));
+	emit8(m, 0xf7);
+	emit8(m, 0xd0 | (unsigned)(reg & 7));
+}
+
 static inline void emit_imm64(struct emit *m, int reg, uint64_t imm)
 {
 	emit8(m, 0x48 | (reg >= 8 ? 1 : 0));

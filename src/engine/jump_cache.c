@@ -3,14 +3,14 @@
  * compared without touching flags:
  *
  *   far links      a direct branch knows the page that runs (hot.code) from which its target has been found before
- *   return stack   a call leaves where its return goes; a return compares the address that it takes from the guest's stack
+ *   landings       a call leaves where its return goes, in a table by RSP; the landing compares the return's key and its own
  *   jump cache     a table by the low bits of RIP + salt, to a thunk that compares all of it
  *
  * What they know belongs to a life of the translations: an address space's for users, the whole for the supervisor. A page of code
  * has one record (struct code_page) in each life, so that a far link proves both by comparing its address; a life's salts are
- * those of the jump cache's keys; the return stack is emptied when any life ends or begins, or when code is dropped.
+ * those of the keys of the jump cache and of returns. Dropped code has no landings any more.
  *
- *   hot.code ──► record {base, host, life}      return stack, growing down: {~return address, host code, record of its page}
+ *   hot.code ──► record {base, host, life, key}      table of returns, by bits 15:3 of RSP: {landing, record of its page}
  *
  * Spaces are remembered by CR3, so that a switch between few processes loses nothing.
  */
@@ -27,25 +27,6 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 29;
 }
 
-void translator_forget_returns(struct translator *t)
-{
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-		t->hot.returns[view] = (uint64_t)(uintptr_t)(t->returns + (view + 1) * RETURNS_SIZE) - RETURNS_SLACK;
-}
-
-int translator_create_returns(struct translator *t)
-{
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-		if (mprotect(t->returns + view * RETURNS_SIZE + RETURNS_SIZE / 2, RETURNS_SIZE / 2, PROT_READ | PROT_WRITE))
-			return -ENOMEM;
-	translator_forget_returns(t);
-	/* No guest can foresee an address that would fit. */
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-		for (unsigned n = 0; n < RETURNS_DEEP; n++)
-			((struct return_entry *)(uintptr_t)t->hot.returns[view])[n].complement = mix(t->secret);
-	return 0;
-}
-
 static void begin_life(struct translator *t, enum shadow_view view, struct life *life)
 {
 	uint64_t generation = ++t->generation[view] << 2 | (uint64_t)view << 1;
@@ -60,7 +41,6 @@ static void enter_life(struct translator *t, enum shadow_view view, const struct
 	t->life[view] = life->id;
 	t->hot.salt[view] = life->salt[0];
 	t->hot.salt[SHADOW_VIEWS + view] = life->salt[1];
-	translator_forget_returns(t);
 }
 
 void translator_forget(struct engine *e, bool user, bool supervisor)
@@ -68,7 +48,7 @@ void translator_forget(struct engine *e, bool user, bool supervisor)
 	struct translator *t = e->translator;
 	struct life life;
 
-	translator_forget_returns(t);
+	supervisor |= user && t->low_supervisor; /* its pages would not be noted any more */
 	if (user) {
 		for (unsigned n = 0; n < SPACES; n++)
 			t->spaces[n].live = false;
@@ -102,7 +82,6 @@ void translator_switch(struct engine *e, bool keep)
 		if (((t->spaces[n].cr3 ^ c->cr3) & pcid) == 0)
 			flush_space(&t->spaces[n]);
 	t->space_stale = true;
-	translator_forget_returns(t);
 	if (t->nonglobal_jumps)
 		translator_forget(e, false, true);
 }
@@ -178,6 +157,7 @@ struct code_page *translator_page(struct translator *t, unsigned view, uint64_t 
 		p->host = host;
 		p->life = t->life[view];
 		p->memfd_page = 0;
+		p->key_neg = -(p->base + t->hot.salt[view]);
 	}
 	return p;
 }
@@ -206,6 +186,9 @@ void translator_forget_pages(struct engine *e)
 	t->pages_used = 0;
 	for (unsigned n = 0; n < JUMPS; n++)
 		t->hot.jumps[n] = (uint64_t)(uintptr_t)t->execute + t->find;
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		for (unsigned n = 0; n <= RETURNS; n++)
+			t->hot.returns[view].host[n] = (uint64_t)(uintptr_t)t->execute + t->return_miss[view];
 	memset(t->thunk, 0, sizeof(t->thunk));
 	t->seconds_used = 0;
 	translator_forget(e, true, true);
@@ -255,7 +238,6 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 	struct translator *t = e->translator;
 	unsigned hash = page_hash(gva);
 
-	translator_forget_returns(t);
 	if (!(t->jump_pages[gva >> 63][hash / 64] >> (hash % 64) & 1))
 		return;
 	for (unsigned n = 0; n < SPACES; n++)

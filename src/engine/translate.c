@@ -176,8 +176,8 @@ static void emit_stubs(struct tx *x)
 		case STUB_FAR:
 			tx_emit_far(x, &s);
 			break;
-		case STUB_RETURN_MISS:
-			tx_emit_return_miss(x, &s);
+		case STUB_LANDING:
+			tx_emit_landing_miss(x, &s);
 			break;
 		}
 	}
@@ -285,7 +285,7 @@ static void emit_heat(struct tx *x, struct tb *tb)
 }
 
 static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view,
-	const uint8_t *bytes, int offset, bool hot)
+	const uint8_t *bytes, int offset, bool hot, bool calls)
 {
 	bool mode32 = (b->key & 3) == MODE_32;
 	struct translator *t = e->translator;
@@ -305,6 +305,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.mode32 = mode32;
 	x.tb = t->tb_used;
 	x.region = hot;
+	x.calls = calls && !mode32;
 	x.fall = -1;
 	x.page = index & TB_CROSSING ? SOFT_NONE : b->key >> 14 << 12;
 	first_site = t->site_used;
@@ -312,7 +313,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.start = t->write + t->code_used;
 	x.m.p = x.start;
 	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .view = (uint8_t)view, .mode32 = mode32};
+	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .site = t->site_used, .view = (uint8_t)view, .mode32 = mode32};
 	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
 		return 0;
 	x.blocks = 1;
@@ -346,11 +347,13 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool hot)
 {
 	uint64_t offset = b->key >> 2;
+	uint32_t tb = 0;
 
 	blocks_reserve(e, (hot ? REGION_BLOCKS : 1) * BLOCK_INSNS);
 	blocks_insns(e, b);
-	return translate(
-		e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff), hot);
+	for (int calls = hot; calls >= 0 && !tb; calls--)
+		tb = translate(e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff), hot, calls);
+	return tb;
 }
 
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view)
@@ -358,5 +361,5 @@ uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned
 	struct block b = {.key = c->mode, .insns = &c->insn, .count = 1, .bytes = c->length};
 
 	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes,
-		(int)(c->linear & 0xfff), false);
+		(int)(c->linear & 0xfff), false, false);
 }

@@ -69,18 +69,19 @@ struct code_page {
 	uint64_t base; /* gva */
 	uint64_t host; /* where the shadow has it */
 	uint64_t life; /* of the translation; 0: the record is free */
-	uint64_t memfd_page; /* which it is, once a jump to it has been remembered; 0 until then */
+	uint64_t memfd_page; /* which it is, once that has been noted; 0 until then */
+	uint64_t key_neg;    /* −(base + the life's salt): what returns to the page are compared with */
 };
 
-/* Where a return goes, if its address is this one. The stack grows down, from a few that fit no return. */
-struct return_entry {
-	uint64_t complement; /* of the guest's address */
-	uint64_t host;
-	struct code_page *page;
+/*
+ * Where returns go, by bits 15:3 of the RSP that they leave: what the call that was made there has left, its landing and the record of its
+ * page. Calls write one place further, since they have pushed.
+ */
+#define RETURNS 8192u
+struct return_table {
+	uint64_t host[RETURNS + 1];
+	uint64_t page[RETURNS + 1];
 };
-#define RETURNS_SIZE (128u << 10) /* of each view; the lower half is a guard: who gets there begins anew */
-#define RETURNS_DEEP 4		  /* entries that a return looks at */
-#define RETURNS_SLACK 4096
 
 /* What emitted code reads and writes. */
 struct hot {
@@ -122,13 +123,13 @@ struct hot {
 	/* The jump cache (jump_cache.c): by the low bits of RIP + salt, a thunk or the way out. */
 	uint64_t jumps[JUMPS];
 	struct code_page pages[PAGES]; /* hashed */
-	/* By view: the return stack's lowest entry. */
-	uint64_t returns[SHADOW_VIEWS];
+	uint64_t return_mask; /* bits 15:3, for PEXT */
+	struct return_table returns[SHADOW_VIEWS];
 };
 
 enum site_kind {
 	SITE_CHAIN,  /* direct, in the page: `offset`; the branch can be patched */
-	SITE_RETURN, /* the same, for what a call leaves in the return stack */
+	SITE_RETURN, /* the same, from a landing, which begins `undo` bytes before `patch`. In a region it may have no branch, and no exit */
 	SITE_FAR,    /* direct, out of the page; else as SITE_TARGET. `patch` is the branch of its far link */
 	SITE_INTERP, /* the interpreter does the instruction at `offset` */
 	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by
@@ -140,7 +141,7 @@ enum site_kind {
 
 /* A way out of a block. */
 struct site {
-	uint32_t patch; /* offset of the branch's displacement in the cache; SITE_RETURN: of the address */
+	uint32_t patch; /* offset of the branch's displacement in the cache */
 	uint32_t stub;	/* where it leads when not chained; SITE_FAR: the tb it is chained to */
 	uint32_t tb;
 	uint32_t next; /* among those chained to the same block: index + 1 */
@@ -161,6 +162,7 @@ struct tb {
 	uint32_t block;	     /* index in block_cache, or TB_CROSSING + that of a crossing */
 	uint32_t code, size; /* in the cache */
 	uint32_t map, maps;  /* its part of the fault map */
+	uint32_t site;	     /* its first one; the next block's follow */
 	uint32_t incoming;   /* site index + 1 */
 	int32_t heat;	     /* entries that are left until it is hot */
 	uint8_t view;
@@ -171,11 +173,12 @@ struct tb {
 /* From host code to guest instruction: valid up to the next entry. */
 struct map_entry {
 	uint32_t host;	/* offset from the block's code */
-	int16_t offset; /* of the instruction in the page; MAP_TARGET: the guest is at hot.target */
+	int16_t offset; /* of the instruction in the page; MAP_TARGET: the guest is at hot.target; MAP_RETURN: at what S1 holds */
 	uint8_t poll;	/* between instructions: nothing of `offset` has happened yet */
 	uint8_t string; /* RSI and RDI have their deltas added; it may have made some steps */
 };
 #define MAP_TARGET INT16_MIN
+#define MAP_RETURN (INT16_MIN + 1)
 
 /* An instruction of guest code that has faulted often (translate_soft.c). */
 struct soft_site {
@@ -233,10 +236,9 @@ struct translator {
 	uint32_t enter, leave, leave_fault, find; /* offsets of the fixed code */
 	uint32_t enter32, leave32;
 	bool has_gs; /* the host lets programs write their GS base: 32-bit code can be translated */
-	uint32_t return_miss[SHADOW_VIEWS];
+	uint32_t return_miss[SHADOW_VIEWS], return_miss_save[SHADOW_VIEWS]; /* the latter with RCX in hot.save */
 	uint32_t fixed;				  /* end of it */
 	uint32_t thunks, first;			  /* of the jump cache; and of the blocks' code */
-	uint8_t *returns;			  /* the return stacks, by view */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
 	unsigned hot_after; /* HOT; tests set less */
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
@@ -299,9 +301,6 @@ void site_lead(struct translator *t, const struct site *s, uint32_t code);
 /* What is known of jumps is good no more: of all, or of those whose target lies in the page. */
 void translator_forget(struct engine *e, bool user, bool supervisor);
 void translator_forget_page(struct engine *e, uint64_t gva);
-void translator_forget_returns(struct translator *t);
-/* Once the secret is there. 0 or −errno. */
-int translator_create_returns(struct translator *t);
 /* CR3 has been written. keep: nothing was flushed, the jumps of this address space may be known from before. */
 void translator_switch(struct engine *e, bool keep);
 /* Before user jumps are remembered or code is entered: the life is that of the address space. */
@@ -360,7 +359,7 @@ struct tx_insn {
 };
 
 struct native_op;
-enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_FAR, STUB_RETURN_MISS };
+enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_FAR, STUB_LANDING };
 /* Code that stands behind the block. */
 struct tx_stub {
 	uint8_t *from; /* displacement that leads to it */
@@ -368,7 +367,7 @@ struct tx_stub {
 	uint32_t site;
 	const uint8_t *back; /* STUB_LOOKUP, STUB_RSP: where it returns */
 	int src, dst;
-	int offset; /* STUB_POLL, STUB_FAR: where it goes */
+	int offset; /* STUB_POLL, STUB_FAR: where it goes; STUB_LANDING: that of the landing */
 };
 
 /*
@@ -393,12 +392,15 @@ struct tx_facts {
 };
 
 /* A block of a region, and the code that it has: one version for each set of facts that hold when it is reached. */
-#define REGION_BLOCKS 16
-#define REGION_INSNS 160
+#define REGION_BLOCKS 24
+#define REGION_INSNS 224
+#define REGION_LOOP_BLOCKS 16 /* of them, without those behind calls */
+#define REGION_LOOP_INSNS 160
 #define REGION_VERSIONS 40
 #define REGION_EDGES 128
 #define REGION_EMIT 640 /* instructions in all versions */
 #define VERSIONS_EACH 3
+#define RETURNS_INSIDE 3 /* places with which a return compares its address */
 struct tx_block {
 	const struct block *b;
 	struct tx_insn *insn;
@@ -441,6 +443,7 @@ struct tx {
 	bool mode32;
 	uint32_t tb;
 	bool region; /* it is hot: facts, and blocks together */
+	bool calls;  /* a region that goes on behind calls, and in what they call */
 	unsigned blocks, insns, versions, edges, emitted;
 	unsigned stub_count;
 	int fall; /* the version that the code runs into, −1: none */
@@ -480,17 +483,25 @@ void tx_emit_block(struct tx *x, const struct block *b);
 /* --- translate_jump.c --- */
 /* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */
 void tx_jump(struct tx *x, int offset, int undo, bool poll);
+/* The same; the target is in hot.target. */
+void tx_jump_stored(struct tx *x, int offset, int undo, bool poll);
 /* To `target`, which counts from the page's start. Between two instructions: who polls has done it. */
 void tx_jump_far(struct tx *x, int offset, int32_t target, int undo);
-/* A call has pushed the address of `next`, which is in S1; destroys S1 and S2. */
-void tx_leave_return(struct tx *x, int next);
-/* A return has taken its address to S1. */
+/*
+ * A call pushes the address of `next` and leaves where its return shall go, unless it leads to a block of the region that returns there by
+ * itself; `target` counts from the page's start, NO_TARGET: it is not known. The result is for tx_land(). Destroys S1 and S2.
+ */
+#define NO_TARGET INT64_MIN
+uint8_t *tx_push_return(struct tx *x, int next, int64_t target);
+/* Behind a call: where its return arrives. */
+void tx_land(struct tx *x, uint8_t *left, int next);
+/* A return has taken its address to S1, and moved RSP by `undo`. */
 void tx_return(struct tx *x, int offset, int undo);
 /* What stands behind the block. */
 void tx_emit_far(struct tx *x, const struct tx_stub *s);
-void tx_emit_return_miss(struct tx *x, const struct tx_stub *s);
-/* The fixed code where a return goes on that does not find its address on top. */
-void tx_emit_return_search(struct emit *m, struct translator *t, unsigned view);
+void tx_emit_landing_miss(struct tx *x, const struct tx_stub *s);
+/* The fixed code where a return goes on that is not the landing's; its key is in S1. */
+void tx_emit_return_miss(struct emit *m, struct translator *t, unsigned view);
 
 /* --- translate_region.c --- */
 /* Decodes what is translated with the head, pool.block[0]. */
@@ -503,6 +514,12 @@ void region_emit(struct tx *x);
 int region_find(const struct tx *x, int offset);
 /* A branch goes to the block; from NULL: the code runs into it or jumps. */
 void region_go(struct tx *x, unsigned block, uint8_t *from);
+/* If the code was to run into a block next, it jumps there. */
+void region_cut(struct tx *x);
+/* The call to `target`, behind which `next` follows, is made inside of the region, and so are all returns from there that it knows. */
+bool region_has_call(const struct tx *x, int64_t target, int next);
+/* Where the return that ends the block under way may lead inside of the region: block indices; their number. */
+unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE]);
 
 /* --- translate_facts.c --- */
 void facts_clear(struct tx_facts *f);
@@ -573,7 +590,7 @@ bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *ta
 void tx_page_address(struct tx *x, int to, int offset);
 /* Goes to the target and ends the block. `undo` as for tx_jump(). */
 void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool polled);
-/* Before a direct call has pushed anything: events are looked at if it leaves the page. Within, tx_go() does that. */
+/* Before a direct call has pushed anything: events are looked at if it leads backward out of the page. Within, tx_go() does that. */
 void tx_poll_call(struct tx *x, const struct tx_insn *i, int64_t target);
 bool tx_jump_if(struct tx *x, const struct tx_insn *i);
 /* The vector registers are the guest's once the gate has been passed. */

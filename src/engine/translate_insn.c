@@ -389,6 +389,27 @@ static bool bit_test(struct tx *x, struct tx_insn *i)
 	return true;
 }
 
+/* A LEA all of whose registers are where they are for the guest is copied. */
+static bool load_address_plain(struct tx *x, struct tx_insn *i, int dst)
+{
+	const ZydisDecodedOperand *op = &i->d.op[1];
+	int32_t disp = op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0;
+	bool high;
+	int base = op->mem.base == ZYDIS_REGISTER_NONE ? NO_REG : decode_gpr(op->mem.base, &high);
+	int index = op->mem.index == ZYDIS_REGISTER_NONE ? NO_REG : decode_gpr(op->mem.index, &high);
+	struct emit_mem a = {base, index, index == NO_REG ? 0 : (unsigned)__builtin_ctz(op->mem.scale), disp};
+	const uint32_t others = 1u << S1 | 1u << S2 | 1u << RSP;
+
+	if ((base == NO_REG && op->mem.base != ZYDIS_REGISTER_NONE) || (base != NO_REG && (others >> base & 1)) ||
+		(index != NO_REG && (others >> index & 1)) || (others >> dst & 1))
+		return false;
+	if (i->d.insn.operand_width == 64)
+		emit_lea(&x->m, dst, a);
+	else
+		emit_lea32(&x->m, dst, a);
+	return true;
+}
+
 static bool load_address(struct tx *x, struct tx_insn *i)
 {
 	const ZydisDecodedOperand *op = &i->d.op[1];
@@ -430,6 +451,8 @@ static bool load_address(struct tx *x, struct tx_insn *i)
 			return true;
 		}
 	}
+	if (load_address_plain(x, i, dst))
+		return true;
 	tx_effective(x, &flat, S1, S2);
 	if (width == 32) {
 		/* mov %r10d, dst */
@@ -554,7 +577,7 @@ void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool
 
 void tx_poll_call(struct tx *x, const struct tx_insn *i, int64_t target)
 {
-	if (is_in_page(target))
+	if (is_in_page(target) || target > i->offset)
 		return;
 	tx_map(x, i->offset, true);
 	tx_poll(x, S1);
@@ -599,25 +622,23 @@ static bool jump(struct tx *x, struct tx_insn *i)
 static bool call(struct tx *x, struct tx_insn *i)
 {
 	int64_t target;
+	uint8_t *left;
 
 	if (!tx_is_plain_branch(i))
 		return false;
 	if (tx_relative_target(x, i, &target)) {
 		tx_poll_call(x, i, target);
-		tx_page_address(x, S1, i->next);
-		emit_push(&x->m, S1);
-		tx_leave_return(x, i->next);
+		left = tx_push_return(x, i->next, target);
 		tx_go(x, i, target, -8, true);
+		tx_land(x, left, i->next);
 		return true;
 	}
 	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
 		return false;
 	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
-	tx_page_address(x, S1, i->next);
-	emit_push(&x->m, S1);
-	tx_leave_return(x, i->next);
-	emit_load(&x->m, S1, mem_abs(&x->t->hot.target));
-	tx_jump(x, i->offset, -8, true);
+	left = tx_push_return(x, i->next, NO_TARGET);
+	tx_jump_stored(x, i->offset, -8, true);
+	tx_land(x, left, i->next);
 	x->ended = true;
 	return true;
 }
@@ -703,7 +724,7 @@ static void bias(struct tx *x, int reg, uint64_t *out)
 static void unbias(struct tx *x, int reg, const uint64_t *delta)
 {
 	emit_load(&x->m, S1, mem_abs(delta));
-	emit_bytes(&x->m, "\x49\xf7\xd2", 3); /* not %r10 */
+	emit_not(&x->m, S1);
 	emit_lea(&x->m, reg, (struct emit_mem){reg, S1, 0, 1});
 }
 

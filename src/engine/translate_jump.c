@@ -6,26 +6,43 @@
 
 #include "engine/translate.h"
 
+/* The target's key is in S1, the target in hot.target. Destroys S2. */
+static void look_up_key(struct emit *m, struct hot *h)
+{
+	emit_bytes(m, "\x45\x0f\xb7\xda", 4); /* movzwl %r10w, %r11d */
+	emit_group5(m, GROUP5_JMP, mem_table(&h->jumps[0], S2));
+}
+
 /* The target is in S1 and in hot.target. Destroys S2. */
 static void look_up_target(struct emit *m, struct hot *h, unsigned salt)
 {
 	emit_load(m, S2, mem_abs(&h->salt[salt]));
 	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 0});
-	emit_bytes(m, "\x45\x0f\xb7\xda", 4); /* movzwl %r10w, %r11d */
-	emit_group5(m, GROUP5_JMP, mem_table(&h->jumps[0], S2));
+	look_up_key(m, h);
 }
 
-void tx_jump(struct tx *x, int offset, int undo, bool polls)
+static void jump_by_cache(struct tx *x, int offset, int undo, bool polls)
 {
 	struct hot *h = &x->t->hot;
 
-	emit_store(&x->m, S1, mem_abs(&h->target));
 	if (polls) {
 		tx_map(x, MAP_TARGET, true);
 		tx_poll(x, S2);
 	}
 	emit_store_imm(&x->m, &h->exit_site, tx_site(x, SITE_TARGET, offset, undo));
 	look_up_target(&x->m, h, x->view + (x->mode32 ? SHADOW_VIEWS : 0));
+}
+
+void tx_jump(struct tx *x, int offset, int undo, bool polls)
+{
+	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
+	jump_by_cache(x, offset, undo, polls);
+}
+
+void tx_jump_stored(struct tx *x, int offset, int undo, bool polls)
+{
+	emit_load(&x->m, S1, mem_abs(&x->t->hot.target));
+	jump_by_cache(x, offset, undo, polls);
 }
 
 /* --- direct --- */
@@ -81,97 +98,168 @@ void tx_emit_far(struct tx *x, const struct tx_stub *s)
 
 /* --- calls and returns --- */
 
-void tx_leave_return(struct tx *x, int next)
+/* S1 = where the table's entry is for the RSP before the push, less one. */
+uint8_t *tx_push_return(struct tx *x, int next, int64_t target)
 {
 	struct emit *m = &x->m;
 	struct hot *h = &x->t->hot;
-	const int address = S1, entry = S2;
+	struct return_table *r = &h->returns[x->view];
+	uint8_t *left;
 
-	/* What follows must be a block of this page. */
-	if (next > 4096 - 15)
-		return;
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
-	emit_load(m, entry, mem_abs(&h->returns[x->view]));
-	emit_lea(m, entry, mem_base(entry, -(int)sizeof(struct return_entry)));
-	emit8(m, 0x49); /* not */
-	emit8(m, 0xf7);
-	emit8(m, 0xd0 | (unsigned)(address & 7));
-	emit_store(m, address, mem_base(entry, offsetof(struct return_entry, complement)));
-	emit8(m, 0x49); /* movq $imm32 */
+	emit_load(m, S2, mem_abs(&h->code));
+	emit_load(m, S1, mem_base(S2, offsetof(struct code_page, base)));
+	emit_lea(m, S1, mem_base(S1, next));
+	emit_push(m, S1);
+	/* What follows must be a block of this page. */
+	if (next > 4096 - 15 || region_has_call(x, target, next))
+		return NULL;
+	emit_pext(m, S1, RSP, mem_abs(&h->return_mask));
+	emit8(m, 0x4a); /* movq $imm32, table(, S1, 8) */
 	emit8(m, 0xc7);
-	emit_modrm_mem(m, 0, mem_base(entry, offsetof(struct return_entry, host)));
+	emit_modrm_mem(m, 0, mem_table(&r->host[1], S1));
+	left = m->p;
 	emit32(m, 0);
-	tx_stub(x, m->p - 4, STUB_SITE, tx_site(x, SITE_RETURN, next, 0));
-	emit_load(m, address, mem_abs(&h->code));
-	emit_store(m, address, mem_base(entry, offsetof(struct return_entry, page)));
-	emit_store(m, entry, mem_abs(&h->returns[x->view]));
+	emit_store(m, S2, mem_table(&r->page[1], S1));
+	return left;
 }
 
-/* The entry in S2 has the return's address, RCX is in hot.save: it goes there. */
-static void take_return(struct emit *m, struct hot *h, unsigned view)
+/*
+ * A return's key, its address + salt, is in S1, its place in the table in S2.
+ *
+ *	mov  page(,%r11,8), %r11
+ *	mov  %rcx, hot.save
+ *	mov  key_neg(%r11), %rcx
+ *	lea  -next(%r10,%rcx), %rcx
+ *	jrcxz hit
+ *	jmp  miss
+ * hit:	mov  hot.save, %rcx
+ *	mov  %r11, hot.code
+ *	jmp  target
+ *
+ * In a region where the flags are dead ADD and JNE do it. A miss has the key in S1.
+ */
+void tx_land(struct tx *x, uint8_t *left, int next)
 {
-	emit_load(m, RCX, mem_abs(&h->save));
-	emit_load(m, S1, mem_base(S2, offsetof(struct return_entry, page)));
-	emit_store(m, S1, mem_abs(&h->code));
-	emit_lea(m, S1, mem_base(S2, sizeof(struct return_entry)));
-	emit_store(m, S1, mem_abs(&h->returns[view]));
-	emit_group5(m, GROUP5_JMP, mem_base(S2, offsetof(struct return_entry, host)));
+	struct emit *m = &x->m;
+	struct hot *h = &x->t->hot;
+	int block = region_find(x, next);
+	uint8_t *start, *hit;
+	uint32_t id;
+
+	if (!left)
+		return;
+	region_cut(x);
+	start = m->p;
+	emit_put32(left, (uint32_t)(uintptr_t)(x->t->execute + (start - x->t->write)));
+	emit_load(m, S2, mem_table(&h->returns[x->view].page[0], S2));
+	if (block >= 0 && !x->pool->block[block].live_in) {
+		emit_lea(m, S1, mem_base(S1, -next));
+		emit_op_mem(m, 0x03, S1, mem_base(S2, offsetof(struct code_page, key_neg)));
+		tx_stub(x, emit_jcc(m, 5), STUB_LANDING, 0);
+		x->pool->stubs[x->stub_count - 1].offset = next;
+	} else {
+		emit_store(m, RCX, mem_abs(&h->save));
+		emit_load(m, RCX, mem_base(S2, offsetof(struct code_page, key_neg)));
+		emit_lea(m, RCX, (struct emit_mem){RCX, S1, 0, -next});
+		hit = emit_jrcxz(m);
+		emit_patch(emit_jmp(m), x->t->write + x->t->return_miss_save[x->view]);
+		emit_patch8(hit, m->p);
+		emit_load(m, RCX, mem_abs(&h->save));
+	}
+	emit_store(m, S2, mem_abs(&h->code));
+	id = tx_site(x, SITE_RETURN, next, 0);
+	if (block >= 0) {
+		x->t->sites[id].patch = (uint32_t)(start - x->t->write);
+		facts_clear(&x->facts);
+		region_go(x, (unsigned)block, NULL);
+		return;
+	}
+	tx_stub(x, emit_jmp(m), STUB_SITE, id);
+	x->t->sites[id].undo = (int16_t)(m->p - 4 - start);
 }
 
-/* RCX = 0 if the address in S1 is that of the entry. */
-static void compare_return(struct emit *m, unsigned entry)
+/* The address in S1 is compared with those behind the region's calls: base + next − address = 0. No flags are touched. */
+static void return_inside(struct tx *x, int offset)
 {
-	emit_load(m, RCX, mem_base(S2, (int)(entry * sizeof(struct return_entry))));
-	emit_lea(m, RCX, (struct emit_mem){RCX, S1, 0, 1});
+	struct emit *m = &x->m;
+	unsigned to[RETURNS_INSIDE], count = region_returns(x, to);
+	uint8_t *hit[RETURNS_INSIDE], *miss;
+	int last = 0;
+
+	if (!count)
+		return;
+	emit_load(m, S2, mem_abs(&x->t->hot.code));
+	emit_load(m, S2, mem_base(S2, offsetof(struct code_page, base)));
+	emit_store(m, S1, mem_abs(&x->t->hot.target));
+	emit_not(m, S1);
+	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 1});
+	emit_move(m, S2, RCX);
+	for (unsigned n = 0; n < count; n++) {
+		int next = x->pool->block[to[n]].offset;
+
+		emit_lea(m, RCX, mem_base(n ? RCX : S1, next - last));
+		last = next;
+		hit[n] = emit_jrcxz(m);
+	}
+	emit_move(m, RCX, S2);
+	miss = emit_jmp(m);
+	facts_clear(&x->facts);
+	for (unsigned n = 0; n < count; n++) {
+		int next = x->pool->block[to[n]].offset;
+
+		emit_patch8(hit[n], m->p);
+		emit_move(m, RCX, S2);
+		if (next <= offset) {
+			tx_map(x, next, true);
+			tx_poll(x, S1);
+		}
+		region_go(x, to[n], emit_jmp(m));
+	}
+	emit_patch(miss, m->p);
+	tx_map(x, offset, false);
+	emit_load(m, S1, mem_abs(&x->t->hot.target));
 }
 
 void tx_return(struct tx *x, int offset, int undo)
 {
 	struct emit *m = &x->m;
 	struct hot *h = &x->t->hot;
-	uint8_t *hit;
 
-	tx_clobber(x, SCRATCH(S2));
-	emit_load(m, S2, mem_abs(&h->returns[x->view]));
-	emit_store(m, RCX, mem_abs(&h->save));
-	compare_return(m, 0);
-	hit = emit_jrcxz(m);
-	tx_stub(x, emit_jmp(m), STUB_RETURN_MISS, tx_site(x, SITE_TARGET, offset, undo));
-	emit_patch8(hit, m->p);
-	take_return(m, h, x->view);
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
+	if (x->calls)
+		return_inside(x, offset);
+	tx_map(x, MAP_RETURN, true);
+	tx_poll(x, S2);
+	emit_store_imm(m, &h->exit_site, tx_site(x, SITE_TARGET, offset, undo));
+	emit_load(m, S2, mem_abs(&h->salt[x->view]));
+	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 0});
+	if (undo != 8)
+		emit_lea(m, S2, mem_base(RSP, 8 - undo));
+	emit_pext(m, S2, undo == 8 ? RSP : S2, mem_abs(&h->return_mask));
+	emit_group5(m, GROUP5_JMP, mem_table(&h->returns[x->view].host[0], S2));
 }
 
-void tx_emit_return_miss(struct tx *x, const struct tx_stub *s)
+void tx_emit_return_miss(struct emit *m, struct translator *t, unsigned view)
 {
-	struct hot *h = &x->t->hot;
-
-	emit_patch(s->from, x->m.p);
-	emit_load(&x->m, RCX, mem_abs(&h->save));
-	emit_store(&x->m, S1, mem_abs(&h->target));
-	tx_map(x, MAP_TARGET, true);
-	tx_poll(x, S1);
-	emit_store_imm(&x->m, &h->exit_site, s->site);
-	emit_patch(emit_jmp(&x->m), x->t->write + x->t->return_miss[x->view]);
+	t->return_miss_save[view] = (uint32_t)(m->p - t->write);
+	emit_load(m, RCX, mem_abs(&t->hot.save));
+	t->return_miss[view] = (uint32_t)(m->p - t->write);
+	emit_load(m, S2, mem_abs(&t->hot.salt[view]));
+	emit_not(m, S2);
+	emit_lea(m, S2, (struct emit_mem){S1, S2, 0, 1});
+	emit_store(m, S2, mem_abs(&t->hot.target));
+	look_up_key(m, &t->hot);
 }
 
-/* A call may have been left without its return (a retpoline's, longjmp): the entries below the top are looked at. */
-void tx_emit_return_search(struct emit *m, struct translator *t, unsigned view)
+/* ADD has left the key less `offset`, plus the record's, in S1. */
+void tx_emit_landing_miss(struct tx *x, const struct tx_stub *s)
 {
-	struct hot *h = &t->hot;
-	uint8_t *hit[RETURNS_DEEP];
+	struct emit *m = &x->m;
 
-	emit_store(m, RCX, mem_abs(&h->save));
-	emit_load(m, S1, mem_abs(&h->target));
-	emit_load(m, S2, mem_abs(&h->returns[view]));
-	for (unsigned n = 1; n < RETURNS_DEEP; n++) {
-		compare_return(m, n);
-		hit[n] = emit_jrcxz(m);
-	}
-	emit_load(m, RCX, mem_abs(&h->save));
-	look_up_target(m, h, view);
-	for (unsigned n = 1; n < RETURNS_DEEP; n++) {
-		emit_patch8(hit[n], m->p);
-		emit_lea(m, S2, mem_base(S2, (int)(n * sizeof(struct return_entry))));
-		take_return(m, h, view);
-	}
+	emit_patch(s->from, m->p);
+	emit_load(m, S2, mem_base(S2, offsetof(struct code_page, key_neg)));
+	emit_not(m, S2);
+	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, s->offset + 1});
+	emit_patch(emit_jmp(m), x->t->write + x->t->return_miss[x->view]);
 }

@@ -12,8 +12,11 @@
  * A version that is not emitted yet can still be weakened to what all branches to it know; that is how the two arms of an IF meet. The
  * last version that a block may have knows nothing.
  *
- * Regions are entered at their head only. All of it lies in one page, and writes to code drop all blocks of the page, so the head's
- * block stands for all.
+ * A region goes on behind its calls, and in the functions of the page that they call. A return compares its address with those of the
+ * region's calls that may have led to it; if one fits, it is a branch like others. So a recursion stays inside.
+ *
+ * Regions are entered at their head, with nothing known, and at the landings behind their calls, likewise. All of it lies in one page, and
+ * writes to code drop all blocks of the page, so the head's block stands for all.
  */
 #include "engine/translate.h"
 
@@ -35,17 +38,17 @@ static bool is_warm(const struct tx *x, const struct block *b)
 	return b->tb[x->view] || (b->heat != BLOCK_HEAT_NEVER && b->heat >= x->t->heat / 2);
 }
 
-static void add_block(struct tx *x, const uint8_t *page, int64_t offset)
+static void add_block(struct tx *x, const uint8_t *page, int64_t offset, bool calls)
 {
 	struct block *b;
 	uint64_t at;
 	unsigned insns = x->insns;
 
-	if (offset < 0 || offset >= 4096 || x->blocks == REGION_BLOCKS || region_find(x, (int)offset) >= 0)
+	if (offset < 0 || offset >= 4096 || x->blocks == (calls ? REGION_BLOCKS : REGION_LOOP_BLOCKS) || region_find(x, (int)offset) >= 0)
 		return;
 	at = (uint64_t)(page - x->e->ram) + (uint64_t)offset;
 	b = blocks_cached(x->e, at << 2 | (x->pool->block[0].b->key & 3));
-	if (!b || !is_warm(x, b))
+	if (!b || !is_warm(x, b) || insns + b->count > (calls ? REGION_INSNS : REGION_LOOP_INSNS))
 		return;
 	blocks_insns(x->e, b);
 	if (!tx_decode(x, &x->pool->block[x->blocks], b, page + offset, (int)offset)) {
@@ -56,8 +59,13 @@ static void add_block(struct tx *x, const uint8_t *page, int64_t offset)
 	x->blocks++;
 }
 
-/* Where direct branches of the block lead, not calls; −1: none. */
-static void find_successors(const struct tx_block *t, int64_t to[2])
+static ZydisInstructionCategory category_of(const struct tx_block *t)
+{
+	return t->insn[t->count - 1].d.insn.meta.category;
+}
+
+/* Where direct branches of the block lead, not calls: these go on behind them, if `calls`. −1: none. */
+static void find_successors(const struct tx_block *t, bool calls, int64_t to[2])
 {
 	const struct tx_insn *last = &t->insn[t->count - 1];
 	const ZydisDecodedOperand *op = &last->d.op[0];
@@ -75,6 +83,8 @@ static void find_successors(const struct tx_block *t, int64_t to[2])
 			to[1] = last->next + op->imm.value.s;
 		return;
 	case ZYDIS_CATEGORY_CALL:
+		to[0] = calls ? last->next : -1;
+		return;
 	case ZYDIS_CATEGORY_RET:
 	case ZYDIS_CATEGORY_INTERRUPT:
 	case ZYDIS_CATEGORY_SYSCALL:
@@ -85,15 +95,106 @@ static void find_successors(const struct tx_block *t, int64_t to[2])
 	}
 }
 
+/* Where the block's call leads, −1: it has none, or not a direct one. */
+static int64_t find_call(const struct tx_block *t)
+{
+	const struct tx_insn *last = &t->insn[t->count - 1];
+	const ZydisDecodedOperand *op = &last->d.op[0];
+
+	if (category_of(t) != ZYDIS_CATEGORY_CALL || op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !op->imm.is_relative)
+		return -1;
+	return last->next + op->imm.value.s;
+}
+
+/* Loops first, then what they call. */
 void region_collect(struct tx *x, const uint8_t *page)
 {
-	for (unsigned n = 0; n < x->blocks; n++) {
+	for (int calls = 0; calls <= x->calls; calls++) {
+		for (unsigned n = 0; n < x->blocks; n++) {
+			int64_t to[2];
+
+			find_successors(&x->pool->block[n], calls, to);
+			add_block(x, page, to[0], calls);
+			add_block(x, page, to[1], calls);
+			if (calls)
+				add_block(x, page, find_call(&x->pool->block[n]), true);
+		}
+	}
+}
+
+/* --- calls --- */
+
+static int find_inside(const struct tx *x, int64_t offset)
+{
+	return offset < 0 || offset >= 4096 ? -1 : region_find(x, (int)offset);
+}
+
+/* The blocks to which the function leads that begins with the block, a bit each. */
+static uint32_t function_of(const struct tx *x, unsigned first)
+{
+	uint32_t seen = 0, wanted = 1u << first;
+
+	while (wanted) {
+		unsigned n = (unsigned)__builtin_ctz(wanted);
 		int64_t to[2];
 
-		find_successors(&x->pool->block[n], to);
-		add_block(x, page, to[0]);
-		add_block(x, page, to[1]);
+		seen |= 1u << n;
+		find_successors(&x->pool->block[n], true, to);
+		for (unsigned k = 0; k < 2; k++) {
+			int block = find_inside(x, to[k]);
+
+			if (block >= 0)
+				wanted |= 1u << block;
+		}
+		wanted &= ~seen;
 	}
+	return seen;
+}
+
+/* Where calls go on that the return at the end of the block may belong to, at most RETURNS_INSIDE: block indices; their number. */
+static unsigned find_returns(const struct tx *x, unsigned from, unsigned to[RETURNS_INSIDE])
+{
+	unsigned count = 0;
+
+	_Static_assert(REGION_BLOCKS <= 32, "a block is a bit");
+	for (unsigned n = 0; n < x->blocks && count < RETURNS_INSIDE; n++) {
+		const struct tx_block *t = &x->pool->block[n];
+		int callee = find_inside(x, find_call(t)), next = callee < 0 ? -1 : find_inside(x, t->insn[t->count - 1].next);
+
+		if (next >= 0 && (function_of(x, (unsigned)callee) >> from & 1))
+			to[count++] = (unsigned)next;
+	}
+	return count;
+}
+
+unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE])
+{
+	for (unsigned n = 0; x->calls && n < x->blocks; n++)
+		if (x->pool->block[n].insn == x->insn)
+			return find_returns(x, n, to);
+	return 0;
+}
+
+bool region_has_call(const struct tx *x, int64_t target, int next)
+{
+	int callee = x->calls ? find_inside(x, target) : -1;
+	uint32_t function = callee < 0 ? 0 : function_of(x, (unsigned)callee);
+	bool returns = false;
+
+	for (unsigned n = 0; n < x->blocks; n++) {
+		unsigned to[RETURNS_INSIDE], count;
+		bool found = false;
+
+		if (!(function >> n & 1) || category_of(&x->pool->block[n]) != ZYDIS_CATEGORY_RET)
+			continue;
+		count = find_returns(x, n, to);
+		for (unsigned k = 0; k < count; k++)
+			found |= x->pool->block[to[k]].offset == next;
+		if (!found)
+			return false;
+		returns = true;
+	}
+	return returns;
 }
 
 /* --- status flags --- */
@@ -110,7 +211,9 @@ static bool find_block_flags(struct tx *x, struct tx_block *t)
 	uint32_t live = (uint32_t)FLAGS_STATUS, before = t->live_in;
 	int64_t to[2];
 
-	find_successors(t, to);
+	find_successors(t, false, to);
+	if (category_of(t) == ZYDIS_CATEGORY_CALL)
+		to[0] = x->calls ? find_call(t) : -1;
 	if (x->region && to[0] >= 0)
 		live = live_at(x, to[0]) | (to[1] >= 0 ? live_at(x, to[1]) : to[1] == -1 ? 0 : (uint32_t)FLAGS_STATUS);
 	t->live_out = live;
@@ -202,6 +305,17 @@ void region_go(struct tx *x, unsigned block, uint8_t *from)
 		return;
 	}
 	x->pool->edge[x->edges++] = (struct tx_edge){from, (unsigned)version};
+}
+
+void region_cut(struct tx *x)
+{
+	if (x->fall < 0)
+		return;
+	if (x->edges == REGION_EDGES)
+		x->failed = true;
+	else
+		x->pool->edge[x->edges++] = (struct tx_edge){emit_jmp(&x->m), (unsigned)x->fall};
+	x->fall = -1;
 }
 
 static void emit_version(struct tx *x, unsigned version)

@@ -147,10 +147,8 @@ void translator_emit_fixed(struct engine *e)
 	t->leave32 = (uint32_t)(m.p - t->write);
 	emit_leave(&m, e, true);
 	emit_patch(emit_jmp(&m), t->write + t->leave_fault);
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++) {
-		t->return_miss[view] = (uint32_t)(m.p - t->write);
-		tx_emit_return_search(&m, t, view);
-	}
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		tx_emit_return_miss(&m, t, view);
 	t->fixed = (uint32_t)(m.p - t->write);
 	t->thunks = (t->fixed + THUNK_SIZE - 1) & ~(THUNK_SIZE - 1);
 	t->first = t->thunks + (JUMPS + SECONDS) * THUNK_SIZE;
@@ -223,8 +221,29 @@ static unsigned warm_state(struct engine *e)
 	return x87_forgettable(e) ? XSTATE_VECTOR | XSTATE_X87 : mask;
 }
 
+/* Code runs in the page of the record, which the block's is: jumps and returns may lead there from now on. */
+static void note_page(struct engine *e, uint32_t tb, unsigned view, struct code_page *page)
+{
+	struct translator *t = e->translator;
+	uint32_t index = t->tbs[tb].block;
+	bool crosses = index & TB_CROSSING;
+	const struct crossing *x = &e->blocks->crossings[index & ~TB_CROSSING];
+
+	/* A supervisor's global translations outlive CR3. */
+	if (view == SHADOW_SUPERVISOR &&
+		(!mmu_is_global_code(e, page->base) || (crosses && !mmu_is_global_code(e, page->base + 4096))))
+		t->nonglobal_jumps = true;
+	if (!crosses) {
+		translator_note_page(t, view, page, e->blocks->blocks[index].key >> 14);
+		return;
+	}
+	translator_note_page(t, view, page, x->page[0]);
+	page = translator_page(t, view, page->base + 4096, page->host + 4096);
+	translator_note_page(t, view, page, x->page[1]);
+}
+
 /* What code relies on; the page is that of RIP when it is entered at the start of a block. */
-static void prepare(struct engine *e, unsigned view, bool start)
+static void prepare(struct engine *e, uint32_t tb, unsigned view, bool start)
 {
 	struct translator *t = e->translator;
 	struct hot *h = &t->hot;
@@ -243,11 +262,11 @@ static void prepare(struct engine *e, unsigned view, bool start)
 	if (t->code32)
 		tx32_prepare(e, view);
 	translator_settle(e);
-	if (t->changes != e->deltas->changes)
-		translator_forget_returns(t);
 	t->changes = e->deltas->changes;
 	page = start ? c->gpr[GPR_RIP] & ~0xfffull : h->code->base;
 	h->code = translator_page(t, view, page, page + delta[slot_of(page)]);
+	if (!h->code->memfd_page)
+		note_page(e, tb, view, h->code);
 	/* AC may change without C, so with SMAP it is taken for clear. */
 	h->tlb_of[SHADOW_SUPERVISOR] = (uint64_t)(uintptr_t)e->tlb_data[c->cr4 & CR4_SMAP ? TLB_SMAP : TLB_SUPERVISOR];
 	h->rsp_delta = t->code32 ? 0 : delta[slot_of(rsp)];
@@ -341,8 +360,9 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 		e->cpu->activity = CPU_SHUTDOWN;
 		return true;
 	}
-	e->cpu->gpr[GPR_RIP] =
-		m->offset == MAP_TARGET ? t->hot.target : t->hot.code->base + (uint64_t)(int64_t)m->offset;
+	e->cpu->gpr[GPR_RIP] = m->offset == MAP_TARGET	 ? t->hot.target
+			       : m->offset == MAP_RETURN ? t->hot.scratch[0]
+							 : t->hot.code->base + (uint64_t)(int64_t)m->offset;
 	return m->poll;
 }
 
@@ -397,14 +417,6 @@ static bool open_gate(struct engine *e, bool x87, unsigned *loaded)
 		t->fp_warm = FP_WARM;
 	*loaded |= XSTATE_VECTOR | (x87 ? XSTATE_X87 : 0);
 	t->hot.scratch[0] = (uint64_t)(uintptr_t)t->poll;
-	return true;
-}
-
-/* A call finds no room: S2, which would become the stack's lowest entry, begins at the top. */
-static bool empty_returns(struct translator *t, unsigned view)
-{
-	translator_forget_returns(t);
-	t->hot.scratch[1] = t->hot.returns[view] - sizeof(struct return_entry);
 	return true;
 }
 
@@ -471,8 +483,6 @@ static bool repair(struct engine *e, unsigned view, unsigned *loaded)
 		return open_gate(e, false, loaded);
 	if (t->fault_hva == (uint64_t)(uintptr_t)t->poll + X87_CLOSED && t->fault_signal == SIGSEGV)
 		return open_gate(e, true, loaded);
-	if (t->fault_hva - (uint64_t)(uintptr_t)t->returns < SHADOW_VIEWS * RETURNS_SIZE && t->fault_signal == SIGSEGV)
-		return empty_returns(t, view);
 	if (string) {
 		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
 		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
@@ -578,7 +588,7 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 	bool again;
 
 	for (bool start = true;; start = false) {
-		prepare(e, view, start);
+		prepare(e, tb, view, start);
 		set_loaded(e, loaded);
 		enter(e, pc);
 		view = e->cpl == 3 ? SHADOW_USER : SHADOW_SUPERVISOR;
@@ -609,31 +619,19 @@ static void run_tb(struct engine *e, uint32_t tb, unsigned view, struct block *b
 
 /* --- the step of the main loop --- */
 
-static void remember_jump(struct engine *e, uint32_t tb, unsigned view, bool crosses)
+static void remember_jump(struct engine *e, uint32_t tb, unsigned view)
 {
 	struct translator *t = e->translator;
 	uint64_t rip = e->cpu->gpr[GPR_RIP];
 	struct code_page *page;
 
 	translator_settle(e);
-	/* A supervisor's global translations outlive CR3. */
-	if (view == SHADOW_SUPERVISOR &&
-		(!mmu_is_global_code(e, rip) || (crosses && !mmu_is_global_code(e, rip + 15))))
-		t->nonglobal_jumps = true;
 	page = translator_page(t, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)]);
 	translator_remember(e, view, page, rip, tb);
 	if (t->hot.target == rip)
 		site_link_far(e, (uint32_t)t->hot.exit_site, view, page, tb);
-	if (crosses) {
-		const struct crossing *x = &e->blocks->crossings[t->tbs[tb].block & ~TB_CROSSING];
-
-		translator_note_page(t, view, page, x->page[0]);
-		rip += 15;
-		page = translator_page(t, view, rip, (rip & ~0xfffull) + e->deltas->delta[view][slot_of(rip)]);
-		translator_note_page(t, view, page, x->page[1]);
-	} else {
-		translator_note_page(t, view, page, e->blocks->blocks[t->tbs[tb].block].key >> 14);
-	}
+	if (!page->memfd_page)
+		note_page(e, tb, view, page);
 }
 
 static void note_slot(uint16_t *seen, unsigned now)
@@ -690,7 +688,7 @@ static enum translator_did step_crossing(
 		return DID_RUN;
 	}
 	if (jump_from)
-		remember_jump(e, x->tb[view] - 1, view, true);
+		remember_jump(e, x->tb[view] - 1, view);
 	run_tb(e, x->tb[view] - 1, view, b);
 	return DID_RUN;
 }
@@ -768,7 +766,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		site_chain(e, chain_from - 1, b, tb - 1);
 	t->chain_from = 0;
 	if (jump_from)
-		remember_jump(e, tb - 1, view, false);
+		remember_jump(e, tb - 1, view);
 	run_tb(e, tb - 1, view, b);
 	return DID_RUN;
 }
