@@ -105,7 +105,7 @@ void tx_branch(struct tx *x, int cc, int offset)
 		return;
 	}
 	if (block >= 0) {
-		if (backward) {
+		if (backward && (!(x->polled >> block & 1) || (cc < 0 && (x->polling >> x->block & 1)))) {
 			tx_map(x, cc >= 0 ? from_offset : offset, true);
 			tx_poll(x, S1);
 		}
@@ -114,7 +114,7 @@ void tx_branch(struct tx *x, int cc, int offset)
 	}
 	if (cc >= 0) {
 		from = emit_jcc(&x->m, (unsigned)cc);
-		if (backward) {
+		if (backward || x->polled) {
 			tx_stub(x, from, STUB_POLL, 0);
 			x->pool->stubs[x->stub_count - 1].offset = offset;
 			return;
@@ -322,6 +322,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	if (hot)
 		region_collect(&x, bytes - offset);
 	region_find_flags(&x);
+	region_find_polls(&x);
 	emit_heat(&x, tb);
 	region_emit(&x);
 	emit_stubs(&x);

@@ -352,6 +352,7 @@ struct tx_insn {
 	int offset, next; /* in the page */
 	uint32_t written; /* general registers, a bit each */
 	uint32_t used;	  /* explicit register operands, not those of addresses */
+	uint32_t read;	  /* of these, the ones whose value before it matters */
 	uint32_t flags_read, flags_written;
 	uint32_t flags_live; /* before it: may not be destroyed */
 	int memory;	     /* index of the ModRM memory operand, −1 none */
@@ -381,7 +382,7 @@ struct tx_fact {
 	int64_t drift;
 };
 
-#define TX_FACTS 8
+#define TX_FACTS 12
 #define NO_SLOT -1
 struct tx_facts {
 	struct tx_fact fact[TX_FACTS];
@@ -445,6 +446,9 @@ struct tx {
 	bool region; /* it is hot: facts, and blocks together */
 	bool calls;  /* a region that goes on behind calls, and in what they call */
 	unsigned blocks, insns, versions, edges, emitted;
+	/* Blocks of the region behind which events are looked at whichever way it goes on; of these, those whose own branch does it. */
+	uint32_t polled, polling;
+	unsigned block; /* the one under way */
 	unsigned stub_count;
 	int fall; /* the version that the code runs into, −1: none */
 	/* The block under way. */
@@ -508,6 +512,8 @@ void tx_emit_return_miss(struct emit *m, struct translator *t, unsigned view);
 void region_collect(struct tx *x, const uint8_t *page);
 /* The flags that are live before each instruction. */
 void region_find_flags(struct tx *x);
+/* Which branches back need not look for events, since what they lead to will. */
+void region_find_polls(struct tx *x);
 /* Emits all versions of all blocks. */
 void region_emit(struct tx *x);
 /* The index of the block at `offset` of the page, or −1. */
@@ -525,6 +531,8 @@ unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE]);
 void facts_clear(struct tx_facts *f);
 /* All of `need` is known by `have`. */
 bool facts_imply(const struct tx_facts *have, const struct tx_facts *need);
+/* Checks would be saved by knowing what `have` knows, against `need`. */
+bool facts_imply_more(const struct tx_facts *have, const struct tx_facts *need);
 /* Takes from `f` what is not known by `other`. */
 void facts_meet(struct tx_facts *f, const struct tx_facts *other);
 /* Room for loops that step their registers. */

@@ -52,6 +52,14 @@ bool facts_imply(const struct tx_facts *have, const struct tx_facts *need)
 	return !(need->small & ~have->small) && (have->gated || !need->gated);
 }
 
+bool facts_imply_more(const struct tx_facts *have, const struct tx_facts *need)
+{
+	for (unsigned n = 0; n < have->count; n++)
+		if (!is_known(need, &have->fact[n]))
+			return true;
+	return have->gated && !need->gated;
+}
+
 static void remove_fact(struct tx_facts *f, unsigned n)
 {
 	f->fact[n] = f->fact[--f->count];
@@ -95,27 +103,39 @@ static int new_fact(struct tx *x, int base, int index, unsigned scale, unsigned 
 	return f->count++;
 }
 
+static bool is_scratch(int reg)
+{
+	return reg == S1 || reg == S2;
+}
+
+/* The host's register that holds the guest's: one of those at home has been loaded into `at`. */
+static int host_of(int reg, int at)
+{
+	return is_scratch(reg) ? at : reg;
+}
+
 /*
  * The sum is compared with the slot that was seen; a miss leaves the code. Where the flags are live, a load does it, which can be read for
- * this slot only. Destroys S1.
+ * this slot only. Destroys the scratch register that is not `at`.
  */
-static int check_sum(struct tx *x, int base, int index, unsigned scale)
+static int check_sum(struct tx *x, int base, int index, unsigned scale, int at)
 {
 	unsigned slot = x->seen[x->n] - 1u;
+	const int free = at == S1 ? S2 : S1, from = host_of(base, at);
 
-	tx_clobber(x, SCRATCH(S1));
+	tx_clobber(x, SCRATCH(free));
 	if (index != NO_REG)
-		emit_lea(&x->m, S1, (struct emit_mem){base, index, scale, 0});
+		emit_lea(&x->m, free, (struct emit_mem){from, host_of(index, at), scale, 0});
 	if (x->insn[x->n].flags_live) {
-		emit_pext(&x->m, S1, index == NO_REG ? base : S1, mem_abs(&x->t->hot.probe_mask));
-		emit_load8(&x->m, S1, mem_base(S1, (int32_t)((uintptr_t)x->t->probe + PROBE_SIZE / 2 - (slot << 12))));
+		emit_pext(&x->m, free, index == NO_REG ? from : free, mem_abs(&x->t->hot.probe_mask));
+		emit_load8(&x->m, free, mem_base(free, (int32_t)((uintptr_t)x->t->probe + PROBE_SIZE / 2 - (slot << 12))));
 		return new_fact(x, base, index, scale, slot);
 	}
 	if (index == NO_REG)
-		emit_move(&x->m, S1, base);
-	emit_shr(&x->m, S1, 39);
+		emit_move(&x->m, free, from);
+	emit_shr(&x->m, free, 39);
 	/* Sign bits and slot: 25 bits. */
-	emit_cmp_imm(&x->m, S1, slot >= 256 ? 0x1fffe00u + slot : slot);
+	emit_cmp_imm(&x->m, free, slot >= 256 ? 0x1fffe00u + slot : slot);
 	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_MISS, x->insn[x->n].offset, 0));
 	return new_fact(x, base, index, scale, slot);
 }
@@ -139,8 +159,31 @@ static bool is_small(const struct tx *x, int reg)
 	return x->facts.small >> reg & 1;
 }
 
-/* The slot of base + (index << scale), or NO_SLOT; *fact: by which. */
-static int find_slot(struct tx *x, int base, int index, unsigned scale, int32_t disp, int *fact)
+static bool may_access_nothing(const struct tx_insn *i)
+{
+	switch (i->d.insn.mnemonic) {
+	case ZYDIS_MNEMONIC_VMASKMOVPS:
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VPMASKMOVD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* The slot is that of the base's fact. The access will prove the sum too, so that the index may be stepped. */
+static int indexed_by_base(struct tx *x, int n, int index, unsigned scale, int *fact)
+{
+	unsigned slot = x->facts.fact[n].slot;
+
+	if (!may_access_nothing(&x->insn[x->n]))
+		*fact = new_fact(x, x->facts.fact[n].base, index, scale, slot);
+	return (int)slot;
+}
+
+/* The slot of base + (index << scale), or NO_SLOT; *fact: by which. `at` as for check_sum(). */
+static int find_slot(struct tx *x, int base, int index, unsigned scale, int32_t disp, int at, int *fact)
 {
 	bool far = disp >= DISP_NEAR || disp <= -DISP_NEAR, small_index = index == NO_REG || is_small(x, index);
 	unsigned seen = x->seen ? x->seen[x->n] : 0;
@@ -157,26 +200,55 @@ static int find_slot(struct tx *x, int base, int index, unsigned scale, int32_t 
 	if (index != NO_REG && small_index) {
 		int n = find_fact(&x->facts, base, NO_REG, 0);
 
+		if (n < 0 && seen && seen != SEEN_MANY)
+			n = check_sum(x, base, NO_REG, 0, at);
 		if (n >= 0)
-			return x->facts.fact[n].slot;
+			return indexed_by_base(x, n, index, scale, fact);
 	}
 	if (!seen || seen == SEEN_MANY)
 		return NO_SLOT;
-	if (index != NO_REG && small_index) {
-		check_sum(x, base, NO_REG, 0);
-		return (int)seen - 1;
-	}
-	*fact = check_sum(x, base, index, scale);
+	*fact = check_sum(x, base, index, scale, at);
 	return (int)seen - 1;
+}
+
+/* One of the registers is at home: it is loaded into `at`, which becomes the address. */
+static bool operand_at_home(struct tx *x, int base, int index, unsigned scale, int32_t disp, unsigned data, struct emit_mem *out)
+{
+	const int at = data & SCRATCH(S1) ? S2 : S1, reg = is_scratch(base) ? base : index;
+	uint8_t *before = x->m.p;
+	int slot, delta, fact;
+
+	tx_clobber(x, SCRATCH(at));
+	emit_load(&x->m, at, mem_abs(&x->e->cpu->gpr[reg]));
+	slot = find_slot(x, base, index, scale, disp, at, &fact);
+	if (slot == NO_SLOT) {
+		x->m.p = before;
+		return false;
+	}
+	x->accessed = fact;
+	x->accessed_disp = disp;
+	if (index != NO_REG) {
+		emit_lea(&x->m, at, (struct emit_mem){host_of(base, at), host_of(index, at), scale, disp});
+		disp = 0;
+	}
+	delta = get_delta(x, (unsigned)slot, SCRATCH(at));
+	*out = (struct emit_mem){at, delta, 0, disp};
+	if (data) {
+		emit_lea(&x->m, at, *out);
+		*out = mem_base(at, 0);
+	}
+	return true;
 }
 
 bool facts_operand(struct tx *x, int base, int index, unsigned scale, int32_t disp, unsigned data, struct emit_mem *out)
 {
 	int slot, delta, to, fact;
 
-	if (!x->region)
+	if (!x->region || (is_scratch(base) && is_scratch(index)))
 		return false;
-	slot = find_slot(x, base, index, scale, disp, &fact);
+	if (is_scratch(base) || is_scratch(index))
+		return operand_at_home(x, base, index, scale, disp, data, out);
+	slot = find_slot(x, base, index, scale, disp, S2, &fact);
 	if (slot == NO_SLOT)
 		return false;
 	x->accessed = fact;
@@ -318,19 +390,6 @@ static uint32_t written_whole(const struct tx_insn *i)
 			regs |= 1u << reg;
 	}
 	return regs;
-}
-
-static bool may_access_nothing(const struct tx_insn *i)
-{
-	switch (i->d.insn.mnemonic) {
-	case ZYDIS_MNEMONIC_VMASKMOVPS:
-	case ZYDIS_MNEMONIC_VMASKMOVPD:
-	case ZYDIS_MNEMONIC_VPMASKMOVD:
-	case ZYDIS_MNEMONIC_VPMASKMOVQ:
-		return true;
-	default:
-		return false;
-	}
 }
 
 static void account_small(struct tx *x, const struct tx_insn *i)

@@ -135,6 +135,12 @@ static uint32_t surely_written(const struct decoded *d, uint32_t written)
 	}
 }
 
+/* BSF and BSR of 0 leave the destination as it was. */
+static bool may_leave_result(ZydisMnemonic mnemonic)
+{
+	return mnemonic == ZYDIS_MNEMONIC_BSF || mnemonic == ZYDIS_MNEMONIC_BSR;
+}
+
 void tx_examine(struct tx *x, struct tx_insn *i)
 {
 	const struct decoded *d = &i->d;
@@ -159,8 +165,11 @@ void tx_examine(struct tx *x, struct tx_insn *i)
 			}
 			if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
 				i->written |= 1u << reg;
-			if (op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
-				i->used |= 1u << reg;
+			if (op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+				continue;
+			i->used |= 1u << reg;
+			if (op->actions != ZYDIS_OPERAND_ACTION_WRITE || op->size < 32 || may_leave_result(d->insn.mnemonic))
+				i->read |= 1u << reg;
 		}
 	}
 	if (!f)
@@ -298,25 +307,66 @@ static bool write_rsp(struct tx *x, struct tx_insn *i)
 
 /* --- copied instructions --- */
 
+/*
+ * The register operand that stands in ModRM.rm, if it is one whose value is in memory and the instruction may be given that memory
+ * in its place; else −1. A write of 32 bits would have to clear the others.
+ */
+static int find_operand_at_home(const struct tx_insn *i)
+{
+	const ZydisDecodedInstruction *z = &i->d.insn;
+	const ZydisDecodedOperand *rm = NULL;
+	bool high;
+	int reg;
+
+	if (i->memory >= 0 || !z->raw.modrm.offset || z->raw.modrm.mod != 3 || z->mnemonic == ZYDIS_MNEMONIC_XCHG ||
+		z->mnemonic == ZYDIS_MNEMONIC_BT || z->mnemonic == ZYDIS_MNEMONIC_BTS || z->mnemonic == ZYDIS_MNEMONIC_BTR ||
+		z->mnemonic == ZYDIS_MNEMONIC_BTC || !tx_is_copied(z))
+		return -1;
+	for (unsigned n = 0; n < z->operand_count; n++)
+		if (i->d.op[n].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+			rm = &i->d.op[n];
+	if (!rm || rm->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+		(rm->size == 32 && (rm->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)))
+		return -1;
+	reg = decode_gpr(rm->reg.value, &high);
+	if (high || (reg != S1 && reg != S2))
+		return -1;
+	for (unsigned n = 0; n < z->operand_count; n++) {
+		bool other_high;
+
+		if (&i->d.op[n] != rm && i->d.op[n].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+			decode_gpr(i->d.op[n].reg.value, &other_high) == reg)
+			return -1;
+	}
+	return reg;
+}
+
 /* Byte registers 4..7 are AH..BH where there is no REX prefix; nothing is mapped then. */
 static bool copy(struct tx *x, struct tx_insn *i)
 {
 	uint8_t map[16];
 	struct emit_mem memory = {NO_REG, NO_REG, 0, 0};
 	unsigned data = 0;
+	int at_home = find_operand_at_home(i);
+	uint32_t written = i->written;
 
 	if (i->written & 1u << RSP)
 		return write_rsp(x, i);
 	for (unsigned n = 0; n < 16; n++)
 		map[n] = (uint8_t)n;
 	data = i->used & (SCRATCH(S1) | SCRATCH(S2));
+	if (at_home >= 0) {
+		data &= ~SCRATCH(at_home);
+		written &= ~SCRATCH(at_home);
+	}
 	if (i->used & 1u << RSP) {
 		if (i->high || (data & SCRATCH(S1)) || (data && i->memory >= 0))
 			return false;
 		map[RSP] = S1;
 		data |= SCRATCH(S1);
 	}
-	if (i->memory >= 0 && !tx_operand(x, &i->d.op[i->memory], data, &memory))
+	/* What is only written may be used for the address. */
+	if (i->memory >= 0 && !tx_operand(x, &i->d.op[i->memory], data & (i->read | SCRATCH(map[RSP])), &memory))
 		return false;
 	if (!reencode_possible(&i->d, i->high, i->memory >= 0 ? &memory : NULL))
 		return false;
@@ -326,12 +376,20 @@ static bool copy(struct tx *x, struct tx_insn *i)
 			continue;
 		if (s == S1 && map[RSP] == S1)
 			tx_get_rsp(x, S1, 0);
-		else
+		else if (i->read >> s & 1)
 			emit_load(&x->m, s, home(x, s));
 	}
-	reencode(&x->m, &i->d, i->bytes, &memory, map);
+	if (at_home >= 0) {
+		struct decoded d = i->d;
+
+		d.insn.raw.modrm.mod = 0;
+		memory = home(x, at_home);
+		reencode(&x->m, &d, i->bytes, &memory, map);
+	} else {
+		reencode(&x->m, &i->d, i->bytes, &memory, map);
+	}
 	for (int s = S1; s <= S2; s++)
-		if (i->written & 1u << s)
+		if (written & 1u << s)
 			emit_store(&x->m, s, home(x, s));
 	return true;
 }

@@ -288,7 +288,7 @@ bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, stru
 		return true;
 	if (base == GPR_RIP && seg < 0)
 		return false;
-	if (seg < 0 && base != RSP && !is_scratch(base) && !is_scratch(index) &&
+	if (seg < 0 && base != RSP &&
 		facts_operand(x, base, index, scale_shift(op), disp, data, out))
 		return true;
 	/* A far displacement is an array at a fixed address, and the register its index. */

@@ -169,10 +169,7 @@ static unsigned find_returns(const struct tx *x, unsigned from, unsigned to[RETU
 
 unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE])
 {
-	for (unsigned n = 0; x->calls && n < x->blocks; n++)
-		if (x->pool->block[n].insn == x->insn)
-			return find_returns(x, n, to);
-	return 0;
+	return x->calls ? find_returns(x, x->block, to) : 0;
 }
 
 bool region_has_call(const struct tx *x, int64_t target, int next)
@@ -239,7 +236,77 @@ void region_find_flags(struct tx *x)
 	} while (changed);
 }
 
+/* --- events --- */
+
+/* Whether all ways on from the block lead to a look at events, given the blocks of which that is known. */
+static bool leads_to_poll(const struct tx *x, const struct tx_block *t, uint32_t known)
+{
+	bool conditional = category_of(t) == ZYDIS_CATEGORY_COND_BR;
+	int64_t to[2];
+
+	find_successors(t, false, to);
+	switch (category_of(t)) {
+	case ZYDIS_CATEGORY_UNCOND_BR:
+		if (to[0] < 0)
+			return t->insn[t->count - 1].d.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE;
+		break;
+	case ZYDIS_CATEGORY_CALL:
+		return t->insn[t->count - 1].d.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE;
+	default:
+		if (to[0] < 0)
+			return false;
+	}
+	for (unsigned n = 0; n <= conditional; n++) {
+		int block = find_inside(x, to[n]);
+
+		/* A condition that leads out of the region looks on its way, see tx_branch(). */
+		if (block < 0 ? n == 0 || to[n] < 0 || to[n] > 4096 - 15 : !(known >> block & 1))
+			return false;
+	}
+	return true;
+}
+
+void region_find_polls(struct tx *x)
+{
+	uint32_t known = 0, before;
+
+	if (!x->region)
+		return;
+	do {
+		before = known;
+		for (unsigned n = 0; n < x->blocks; n++)
+			if (leads_to_poll(x, &x->pool->block[n], known))
+				known |= 1u << n;
+	} while (known != before);
+	x->polled = known;
+	for (unsigned n = 0; n < x->blocks; n++) {
+		const struct tx_block *t = &x->pool->block[n];
+		int64_t to[2];
+
+		find_successors(t, false, to);
+		if (category_of(t) == ZYDIS_CATEGORY_UNCOND_BR && !(known >> n & 1) && find_inside(x, to[0]) >= 0 &&
+			to[0] <= t->insn[t->count - 1].offset)
+			x->polling |= 1u << n;
+	}
+	x->polled |= x->polling;
+}
+
 /* --- versions --- */
+
+/* The version of the block that asks for most of what holds now, or −1. */
+static int find_implied(const struct tx *x, unsigned block)
+{
+	int best = -1;
+
+	for (unsigned n = 0; n < x->versions; n++) {
+		const struct tx_version *v = &x->pool->version[n];
+
+		if (v->block == block && facts_imply(&x->facts, &v->facts) &&
+			(best < 0 || facts_imply(&v->facts, &x->pool->version[best].facts)))
+			best = (int)n;
+	}
+	return best;
+}
 
 /* A version of the block that may be reached with the facts that hold now, or −1 if there is no room. */
 static int find_version(struct tx *x, unsigned block)
@@ -247,14 +314,14 @@ static int find_version(struct tx *x, unsigned block)
 	struct tx_block *t = &x->pool->block[block];
 	struct tx_facts facts = x->facts;
 	struct tx_version *v;
+	bool back = t->offset <= x->pool->block[x->block].offset;
+	int implied = find_implied(x, block);
 
-	for (unsigned n = 0; n < x->versions; n++) {
-		v = &x->pool->version[n];
-		if (v->block == block && facts_imply(&x->facts, &v->facts))
-			return (int)n;
-	}
 	facts_widen(&facts);
-	for (unsigned n = 0; n < x->versions; n++) {
+	/* A way back with more than is asked for: a loop should not ask for it again and again. */
+	if (implied >= 0 && !(back && t->versions + 1 < VERSIONS_EACH && facts_imply_more(&facts, &x->pool->version[implied].facts)))
+		return implied;
+	for (unsigned n = 0; n < x->versions && implied < 0; n++) {
 		v = &x->pool->version[n];
 		if (v->block == block && !v->code) {
 			facts_meet(&v->facts, &facts);
@@ -325,6 +392,7 @@ static void emit_version(struct tx *x, unsigned version)
 
 	v->code = x->m.p;
 	x->fall = -1;
+	x->block = v->block;
 	x->insn = t->insn;
 	x->seen = t->seen;
 	x->count = t->count;
