@@ -30,6 +30,8 @@
 #define POINT_NS 100000u  /* a point drawn by time: on average so much for each of EVERY exits */
 #define AGAIN_NS 1000000l /* a signal that comes between two entries is missed: it comes again */
 #define SETTLE_TRIES 8
+#define ENDED_US 20
+#define TIMER_MODE (3u << 17) /* of the local APIC's timer: one-shot is 0 */
 
 static uint64_t now_ns(void)
 {
@@ -197,9 +199,42 @@ static int run_signalled(struct kvm_vcpu *v)
 	return rc;
 }
 
+/* A one-shot count that has come to its end: it says nothing of its interrupt. */
+static bool has_ended(const struct lapic_state *l)
+{
+	return l->timer_initial && !l->timer_start_ns && !(l->lvt[LVT_TIMER] & TIMER_MODE);
+}
+
 /*
- * A one-shot count that has come to its end says nothing of its interrupt: so the timer must have stood, or still run, both
- * before and after. 0: settled; 1: KVM has come back with another exit; -EAGAIN: not now.
+ * The count has ended, but KVM may not know yet: its own timer comes late, or is VT-x's preemption timer, which counts in the
+ * guest only. The first has come when a later one has, that of usleep(); as for the second, KVM takes another for a vcpu that
+ * halts and sees at once that it has ended. So it halts for a moment, unless an interrupt is about to wake it. As settle().
+ */
+static int raise_ended(struct kvm_vcpu *v)
+{
+	struct kvm_mp_state halted = { .mp_state = KVM_MP_STATE_HALTED }, was, after;
+	bool runs;
+	int rc;
+
+	usleep(ENDED_US);
+	if (kvm_ioctl_ptr(v->fd, KVM_GET_MP_STATE, &was))
+		return -EAGAIN;
+	runs = was.mp_state == KVM_MP_STATE_RUNNABLE;
+	if (runs && kvm_ioctl_ptr(v->fd, KVM_SET_MP_STATE, &halted))
+		return -EAGAIN;
+	rc = run_signalled(v);
+	if (kvm_ioctl_ptr(v->fd, KVM_GET_MP_STATE, &after))
+		after = was;
+	if (runs)
+		kvm_ioctl_ptr(v->fd, KVM_SET_MP_STATE, &was);
+	if (rc >= 0)
+		return 1;
+	return rc != -EINTR || v->run->immediate_exit || (runs && after.mp_state != KVM_MP_STATE_HALTED) ? -EAGAIN : 0;
+}
+
+/*
+ * The timer must have stood, or still run, both before and after KVM_RUN. 0: settled; 1: KVM has come back with another exit;
+ * -EAGAIN: not now.
  */
 static int settle(struct kvm_vcpu *v)
 {
@@ -219,7 +254,7 @@ static int settle(struct kvm_vcpu *v)
 			return -EAGAIN;
 		if (!before.timer_start_ns == !after.timer_start_ns) {
 			v->settled = after;
-			return 0;
+			return has_ended(&after) ? raise_ended(v) : 0;
 		}
 	}
 	return -EAGAIN;
