@@ -99,6 +99,17 @@ static inline void emit_store(struct emit *m, int reg, struct emit_mem a)
 	emit_op_mem(m, 0x89, reg, a);
 }
 
+/* 32 bits, zero-extended */
+static inline void emit_load_low(struct emit *m, int reg, struct emit_mem a)
+{
+	unsigned rex = rex_bits(reg, a);
+
+	if (rex)
+		emit8(m, 0x40 | rex);
+	emit8(m, 0x8b);
+	emit_modrm_mem(m, reg, a);
+}
+
 static inline void emit_lea(struct emit *m, int reg, struct emit_mem a)
 {
 	emit_op_mem(m, 0x8d, reg, a);
@@ -313,6 +324,14 @@ static inline uint8_t *emit_jmp(struct emit *m)
 static inline uint8_t *emit_jrcxz(struct emit *m)
 {
 	emit8(m, 0xe3);
+	emit8(m, 0);
+	return m->p - 1;
+}
+
+/* RCX -= 1; branch unless it is 0 now; no flags. AMD's processors do it as fast as a conditional branch. */
+static inline uint8_t *emit_loop(struct emit *m)
+{
+	emit8(m, 0xe2);
 	emit8(m, 0);
 	return m->p - 1;
 }

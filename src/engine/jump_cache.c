@@ -257,25 +257,25 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 {
 	const struct thunk *k = &t->thunk[index];
 	struct emit m = {t->write + t->thunks + index * THUNK_SIZE};
-	uint8_t *hit;
+	uint8_t *miss;
 
-	emit_imm64(&m, S2, -k->key);
+	emit_imm64(&m, S2, 1 - k->key);
 	emit_lea(&m, S2, (struct emit_mem){S1, S2, 0, 0});
 	emit_move(&m, S1, RCX);
 	emit_move(&m, RCX, S2);
-	hit = emit_jrcxz(&m);
-	emit_move(&m, RCX, S1);
-	emit_imm64(&m, S1, k->key);
-	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
-	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->find));
-	emit_patch8(hit, m.p);
+	miss = emit_loop(&m);
 	emit_move(&m, RCX, S1);
 	emit_store_imm64(&m, &t->hot.code, (int32_t)(uintptr_t)k->page);
 	emit_patch(emit_jmp(&m), t->write + t->tbs[tb].code);
+	emit_patch8(miss, m.p);
+	emit_move(&m, RCX, S1);
+	emit_imm64(&m, S1, k->key - 1);
+	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
+	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->find));
 	assert(m.p - (t->write + t->thunks + index * THUNK_SIZE) <= THUNK_SIZE);
 }
 
-#define THUNK_MISS 40 /* where the displacement of the jump to the second one stands */
+#define THUNK_MISS 60 /* where the displacement of the jump to the second one stands */
 
 /* The second thunk of a first one; the first one if there is no room. */
 static unsigned find_second(struct translator *t, unsigned index)

@@ -57,6 +57,8 @@ void tx_clobber(struct tx *x, unsigned scratch)
 		if (scratch & SCRATCH(S1 + s)) {
 			x->holds[s] = -1;
 			x->facts.delta[s] = NO_SLOT;
+			if (x->sum == S1 + s)
+				x->sum = -1;
 		}
 	}
 }
@@ -223,6 +225,8 @@ static void account(struct tx *x, const struct tx_insn *i)
 		if (x->drift[s] > DRIFT_MAX)
 			x->holds[s] = -1;
 	}
+	if (x->sum >= 0 && (i->written & (1u << x->sum_index | (x->sum_base < 0 ? 0 : 1u << x->sum_base))))
+		x->sum = -1;
 	facts_account(x, i);
 }
 
@@ -230,6 +234,7 @@ void tx_emit_block(struct tx *x, const struct block *b)
 {
 	x->holds[0] = x->holds[1] = -1;
 	x->drift[0] = x->drift[1] = 0;
+	x->sum = -1;
 	x->ended = x->gated87 = false;
 	for (x->n = 0; x->n < x->count && !x->ended; x->n++) {
 		struct tx_insn *i = &x->insn[x->n];

@@ -459,6 +459,9 @@ struct tx {
 	struct tx_facts facts;
 	int accessed; /* the fact that the instruction's operand has proved, −1 */
 	int64_t accessed_disp;
+	/* In a region: the scratch register that holds the sum of a base and a scaled index, −1: none does. */
+	int sum, sum_base, sum_index;
+	unsigned sum_scale;
 	/* Which base register's slot delta a scratch register holds; −1. */
 	int holds[2];
 	int64_t drift[2];

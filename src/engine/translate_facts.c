@@ -265,9 +265,17 @@ bool facts_operand(struct tx *x, int base, int index, unsigned scale, int32_t di
 			return true;
 		}
 		to = delta == S2 ? S1 : S2;
-		tx_clobber(x, SCRATCH(to));
-		emit_lea(&x->m, to, (struct emit_mem){base, index, scale, disp});
-		*out = (struct emit_mem){to, delta, 0, 0};
+		if (x->sum != to || x->sum_base != base || x->sum_index != index || x->sum_scale != scale) {
+			tx_clobber(x, SCRATCH(to));
+			emit_lea(&x->m, to, (struct emit_mem){base, index, scale, base == NO_REG ? disp : 0});
+			if (base != NO_REG) {
+				x->sum = to;
+				x->sum_base = base;
+				x->sum_index = index;
+				x->sum_scale = scale;
+			}
+		}
+		*out = (struct emit_mem){to, delta, 0, base == NO_REG ? 0 : disp};
 		return true;
 	}
 	/* The other scratch register is loaded later: until then it serves too. */

@@ -107,7 +107,7 @@ uint8_t *tx_push_return(struct tx *x, int next, int64_t target)
 	uint8_t *left;
 
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
-	emit_load(m, S2, mem_abs(&h->code));
+	emit_load_low(m, S2, mem_abs(&h->code));
 	emit_load(m, S1, mem_base(S2, offsetof(struct code_page, base)));
 	emit_lea(m, S1, mem_base(S1, next));
 	emit_push(m, S1);
@@ -189,7 +189,7 @@ static void return_inside(struct tx *x, int offset)
 
 	if (!count)
 		return;
-	emit_load(m, S2, mem_abs(&x->t->hot.code));
+	emit_load_low(m, S2, mem_abs(&x->t->hot.code));
 	emit_load(m, S2, mem_base(S2, offsetof(struct code_page, base)));
 	emit_store(m, S1, mem_abs(&x->t->hot.target));
 	emit_not(m, S1);

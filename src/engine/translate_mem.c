@@ -86,13 +86,13 @@ void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live)
 
 void tx_code_base(struct tx *x, int to)
 {
-	emit_load(&x->m, to, mem_abs(&x->t->hot.code));
+	emit_load_low(&x->m, to, mem_abs(&x->t->hot.code));
 	emit_load(&x->m, to, mem_base(to, offsetof(struct code_page, base)));
 }
 
 void tx_code_host(struct tx *x, int to)
 {
-	emit_load(&x->m, to, mem_abs(&x->t->hot.code));
+	emit_load_low(&x->m, to, mem_abs(&x->t->hot.code));
 	emit_load(&x->m, to, mem_base(to, offsetof(struct code_page, host)));
 }
 
