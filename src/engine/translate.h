@@ -523,6 +523,8 @@ void region_emit(struct tx *x);
 int region_find(const struct tx *x, int offset);
 /* A branch goes to the block; from NULL: the code runs into it or jumps. */
 void region_go(struct tx *x, unsigned block, uint8_t *from);
+/* The block is one of the region, and has no code yet. */
+bool region_is_ahead(const struct tx *x, int offset);
 /* If the code was to run into a block next, it jumps there. */
 void region_cut(struct tx *x);
 /* The call to `target`, behind which `next` follows, is made inside of the region, and so are all returns from there that it knows. */

@@ -736,6 +736,12 @@ bool tx_jump_if(struct tx *x, const struct tx_insn *i)
 
 	if (!tx_is_plain_branch(i) || !tx_relative_target(x, i, &target))
 		return false;
+	if (is_in_page(target) && region_is_ahead(x, (int)target) && region_find(x, i->next) < 0 && is_in_page(i->next)) {
+		/* The way on is the one that is taken. */
+		tx_branch(x, (int)cc ^ 1, i->next);
+		tx_go(x, i, target, 0, false);
+		return true;
+	}
 	if (is_in_page(target)) {
 		tx_branch(x, (int)cc, (int)target);
 	} else {

@@ -293,6 +293,16 @@ void region_find_polls(struct tx *x)
 
 /* --- versions --- */
 
+bool region_is_ahead(const struct tx *x, int offset)
+{
+	int block = region_find(x, offset);
+
+	for (unsigned n = 0; n < x->versions; n++)
+		if (x->pool->version[n].block == (unsigned)block && x->pool->version[n].code)
+			return false;
+	return block >= 0;
+}
+
 /* The version of the block that asks for most of what holds now, or −1. */
 static int find_implied(const struct tx *x, unsigned block)
 {
@@ -314,12 +324,14 @@ static int find_version(struct tx *x, unsigned block)
 	struct tx_block *t = &x->pool->block[block];
 	struct tx_facts facts = x->facts;
 	struct tx_version *v;
-	bool back = t->offset <= x->pool->block[x->block].offset;
+	/* The head's loop may begin anywhere. */
+	bool back = t->offset <= x->pool->block[x->block].offset || block == 0;
+	bool room = t->versions + 1 < VERSIONS_EACH && x->versions < REGION_VERSIONS / 2 && x->emitted < REGION_EMIT / 2;
 	int implied = find_implied(x, block);
 
 	facts_widen(&facts);
 	/* A way back with more than is asked for: a loop should not ask for it again and again. */
-	if (implied >= 0 && !(back && t->versions + 1 < VERSIONS_EACH && facts_imply_more(&facts, &x->pool->version[implied].facts)))
+	if (implied >= 0 && !(back && room && facts_imply_more(&facts, &x->pool->version[implied].facts)))
 		return implied;
 	for (unsigned n = 0; n < x->versions && implied < 0; n++) {
 		v = &x->pool->version[n];
