@@ -407,7 +407,7 @@ static void short_timers(void)
 {
 	unsigned seed = 1;
 
-	for (unsigned round = 0; round < 300; round++) {
+	for (unsigned round = 0; round < 100; round++) {
 		irq_clear();
 		seed = seed * 1103515245 + 12345;
 		lapic_write(TIMER_INITIAL, 5000 + (seed >> 8) % 60000);

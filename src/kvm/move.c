@@ -213,7 +213,7 @@ static bool has_ended(const struct lapic_state *l)
 static int raise_ended(struct kvm_vcpu *v)
 {
 	struct kvm_mp_state halted = { .mp_state = KVM_MP_STATE_HALTED }, was, after;
-	bool runs;
+	bool runs, still = true;
 	int rc;
 
 	usleep(ENDED_US);
@@ -223,13 +223,14 @@ static int raise_ended(struct kvm_vcpu *v)
 	if (runs && kvm_ioctl_ptr(v->fd, KVM_SET_MP_STATE, &halted))
 		return -EAGAIN;
 	rc = run_signalled(v);
-	if (kvm_ioctl_ptr(v->fd, KVM_GET_MP_STATE, &after))
-		after = was;
-	if (runs)
-		kvm_ioctl_ptr(v->fd, KVM_SET_MP_STATE, &was);
+	if (runs && !kvm_ioctl_ptr(v->fd, KVM_GET_MP_STATE, &after)) {
+		still = after.mp_state == KVM_MP_STATE_HALTED; /* else an interrupt or INIT has come */
+		if (still)
+			kvm_ioctl_ptr(v->fd, KVM_SET_MP_STATE, &was);
+	}
 	if (rc >= 0)
 		return 1;
-	return rc != -EINTR || v->run->immediate_exit || (runs && after.mp_state != KVM_MP_STATE_HALTED) ? -EAGAIN : 0;
+	return rc != -EINTR || v->run->immediate_exit || !still ? -EAGAIN : 0;
 }
 
 /*
