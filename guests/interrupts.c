@@ -125,6 +125,33 @@ static void pic_two_at_once(void)
 	say("interrupts: two of the PIC ok");
 }
 
+/* Loops until *count is n: by returns alone, by calls alone, by indirect jumps. Whatever runs them must look for interrupts on the way. */
+extern void loop_by_returns(volatile unsigned *count, unsigned n), loop_by_calls(volatile unsigned *count, unsigned n),
+	loop_by_jumps(volatile unsigned *count, unsigned n);
+
+asm(".text; .balign 64\n"
+    "loop_by_returns: cmp %esi, (%rdi)\n jae 1f\n lea loop_by_returns(%rip), %rax\n push %rax\n ret\n 1: ret\n"
+    "2: lea 8(%rsp), %rsp\n loop_by_calls: cmp %esi, (%rdi)\n jae 1f\n call 2b\n 1: ret\n"
+    "loop_by_jumps: cmp %esi, (%rdi)\n jae 1f\n lea 3f(%rip), %rax\n jmp *%rax\n 3: nop\n jmp loop_by_jumps\n 1: ret\n");
+
+static void loops(void)
+{
+	static void (*const loop[])(volatile unsigned *, unsigned) = {loop_by_returns, loop_by_calls, loop_by_jumps};
+
+	irq_clear();
+	irq_eoi = EOI_LAPIC;
+	lapic_write(0x320, LVT_PERIODIC | 0x53);
+	lapic_write(0x380, 60000);
+	asm volatile("sti" : : : "memory");
+	for (unsigned i = 0; i < 6; i++)
+		loop[i % 3](&irq_count[0x53], 4 * (i + 1));
+	cli();
+	lapic_write(0x320, LVT_MASKED | 0x53);
+	lapic_write(0x380, 0);
+	open_window();
+	say("interrupts: loops ok");
+}
+
 static void self_ipi(unsigned vector)
 {
 	lapic_write(0x310, 0);
@@ -359,6 +386,7 @@ int guest_main(void)
 	pic_two_at_once();
 	lapic_enable();
 	lapic_timer();
+	loops();
 	priorities();
 	shadows();
 	nmi();
