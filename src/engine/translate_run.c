@@ -227,7 +227,7 @@ static void note_page(struct engine *e, uint32_t tb, unsigned view, struct code_
 	struct translator *t = e->translator;
 	uint32_t index = t->tbs[tb].block;
 	bool crosses = index & TB_CROSSING;
-	const struct crossing *x = &e->blocks->crossings[index & ~TB_CROSSING];
+	const struct crossing *x;
 
 	/* A supervisor's global translations outlive CR3. */
 	if (view == SHADOW_SUPERVISOR &&
@@ -237,12 +237,13 @@ static void note_page(struct engine *e, uint32_t tb, unsigned view, struct code_
 		translator_note_page(t, view, page, e->blocks->blocks[index].key >> 14);
 		return;
 	}
+	x = &e->blocks->crossings[index & ~TB_CROSSING];
 	translator_note_page(t, view, page, x->page[0]);
 	page = translator_page(t, view, page->base + 4096, page->host + 4096);
 	translator_note_page(t, view, page, x->page[1]);
 }
 
-/* What code relies on; the page is that of RIP when it is entered at the start of a block. */
+/* What the code of tb relies on; the page is that of RIP when it is entered at the start of a block. */
 static void prepare(struct engine *e, uint32_t tb, unsigned view, bool start)
 {
 	struct translator *t = e->translator;
@@ -462,15 +463,15 @@ static void change_strategy(struct engine *e, uint32_t tb)
 		b->hot--;
 }
 
-/* True: the fault is repaired, go on at fault_pc; *loaded: with what components. */
-static bool repair(struct engine *e, unsigned view, unsigned *loaded)
+/* True: the fault is repaired, go on at fault_pc, which is in the code of *from; *loaded: with what components. */
+static bool repair(struct engine *e, unsigned view, uint32_t *from, unsigned *loaded)
 {
 	struct translator *t = e->translator;
 	uint64_t gva, changes = e->deltas->changes;
-	uint32_t tb = 0;
-	bool string, anew = false;
+	bool string, anew = false, poll = find_rip(e, t->fault_pc, from, &string);
+	uint32_t tb = *from;
 
-	if (find_rip(e, t->fault_pc, &tb, &string)) {
+	if (poll) {
 		/* A branch to nowhere faults by itself: on to its exit. The event waits so long. */
 		if (!is_canonical(e->cpu->gpr[GPR_RIP]) && e->cpu->activity == CPU_RUNNING) {
 			t->fault_pc += POLL_LOAD_SIZE;
@@ -593,7 +594,7 @@ static void run_code(struct engine *e, uint32_t tb, unsigned view)
 		enter(e, pc);
 		view = e->cpl == 3 ? SHADOW_USER : SHADOW_SUPERVISOR;
 		if (t->faulted) {
-			again = repair(e, view, &loaded);
+			again = repair(e, view, &tb, &loaded);
 			pc = t->fault_pc;
 		} else {
 			again = false;
