@@ -25,9 +25,20 @@ static void find_in(char *path, size_t size, const char *const *folders, const c
 	path[0] = 0;
 }
 
+/* A path that somebody gave: what is launched may have another working directory. A symbolic link stays, as its folder is asked for others. */
+static void take_path(const char *given, char *path, size_t size)
+{
+	char here[512];
+
+	if (given[0] == '/' || !getcwd(here, sizeof(here)))
+		snprintf(path, size, "%s", given);
+	else
+		snprintf(path, size, "%s/%s", here, given);
+}
+
 static void guests_find(const struct bench_config *config, struct bench_paths *paths)
 {
-	char self[sizeof(paths->self)], near_guests[600], near_bench[600], installed[600];
+	char self[sizeof(paths->self)], near_guests[600], near_bench[600], installed[600], given[600];
 	const char *folders[4] = {NULL};
 	char *slash;
 
@@ -39,7 +50,8 @@ static void guests_find(const struct bench_config *config, struct bench_paths *p
 	snprintf(near_bench, sizeof(near_bench), "%s/bench", self);
 	snprintf(installed, sizeof(installed), "%s/../lib/vmm/bench", self);
 	if (config->guests) {
-		folders[0] = config->guests;
+		take_path(config->guests, given, sizeof(given));
+		folders[0] = given;
 	} else {
 		folders[0] = near_bench;
 		folders[1] = near_guests;
@@ -97,7 +109,7 @@ static void kernel_find(const struct bench_config *config, struct bench_paths *p
 
 	cache_folder(cache, sizeof(cache));
 	if (config->kernel)
-		snprintf(paths->kernel, sizeof(paths->kernel), "%s", config->kernel);
+		take_path(config->kernel, paths->kernel, sizeof(paths->kernel));
 	else {
 		snprintf(pattern, sizeof(pattern), "%s/kernels/linux-image-6.1.*/boot/vmlinuz-*", cache);
 		if (!glob_first(pattern, paths->kernel, sizeof(paths->kernel))) {
@@ -107,7 +119,7 @@ static void kernel_find(const struct bench_config *config, struct bench_paths *p
 		}
 	}
 	if (config->root)
-		snprintf(paths->root, sizeof(paths->root), "%s", config->root);
+		take_path(config->root, paths->root, sizeof(paths->root));
 	else {
 		snprintf(pattern, sizeof(pattern), "%s/bench/root.img", cache);
 		glob_first(pattern, paths->root, sizeof(paths->root));
