@@ -1,7 +1,7 @@
 /*
  * Ways out of translated code that lead to translated code: a branch that nobody has chained yet, a jump that the jump cache does not have.
- * The fixed code calls this in the middle of the guest's run, in place of leaving for the main loop, which takes four times as long; a
- * process that has just been started comes by here for each of its branches. What needs more than looking up is left to the main loop.
+ * The fixed code calls this in the middle of the guest's run, in place of leaving for the main loop; a process that has just been started
+ * comes by here for each of its branches. What needs more than looking up is left to the main loop.
  *
  * The guest's vector registers are live: compiled without vector code, and nothing of libc is called.
  */
