@@ -89,6 +89,17 @@ static inline void emit_op_mem(struct emit *m, unsigned opcode, int reg, struct 
 	emit_modrm_mem(m, reg, a);
 }
 
+/* The same of 32 bits: a register that is written is zero-extended. */
+static inline void emit_op_mem32(struct emit *m, unsigned opcode, int reg, struct emit_mem a)
+{
+	unsigned rex = rex_bits(reg, a);
+
+	if (rex)
+		emit8(m, 0x40 | rex);
+	emit8(m, opcode);
+	emit_modrm_mem(m, reg, a);
+}
+
 static inline void emit_load(struct emit *m, int reg, struct emit_mem a)
 {
 	emit_op_mem(m, 0x8b, reg, a);
@@ -102,12 +113,7 @@ static inline void emit_store(struct emit *m, int reg, struct emit_mem a)
 /* 32 bits, zero-extended */
 static inline void emit_load_low(struct emit *m, int reg, struct emit_mem a)
 {
-	unsigned rex = rex_bits(reg, a);
-
-	if (rex)
-		emit8(m, 0x40 | rex);
-	emit8(m, 0x8b);
-	emit_modrm_mem(m, reg, a);
+	emit_op_mem32(m, 0x8b, reg, a);
 }
 
 static inline void emit_lea(struct emit *m, int reg, struct emit_mem a)
@@ -118,12 +124,7 @@ static inline void emit_lea(struct emit *m, int reg, struct emit_mem a)
 /* reg = the address, cut to 32 bits */
 static inline void emit_lea32(struct emit *m, int reg, struct emit_mem a)
 {
-	unsigned rex = rex_bits(reg, a);
-
-	if (rex)
-		emit8(m, 0x40 | rex);
-	emit8(m, 0x8d);
-	emit_modrm_mem(m, reg, a);
+	emit_op_mem32(m, 0x8d, reg, a);
 }
 
 /* op reg, rm (64 bits). */
@@ -193,12 +194,7 @@ static inline void emit_cmp_imm(struct emit *m, int reg, uint32_t imm)
 /* cmpl mem, reg */
 static inline void emit_cmp_mem(struct emit *m, int reg, struct emit_mem a)
 {
-	unsigned rex = rex_bits(reg, a);
-
-	if (rex)
-		emit8(m, 0x40 | rex);
-	emit8(m, 0x3b);
-	emit_modrm_mem(m, reg, a);
+	emit_op_mem32(m, 0x3b, reg, a);
 }
 
 /* VEX with three bytes: map 1 0F, 2 0F38, 3 0F3A; pp 0 none, 1 66, 2 F3, 3 F2. */
