@@ -144,9 +144,7 @@ void translator_destroy(struct engine *e)
 
 void site_lead(struct translator *t, const struct site *s, uint32_t code)
 {
-	uint8_t *patch = t->write + s->patch;
-
-	emit_patch(patch, t->write + code);
+	emit_patch(t->write + s->patch, t->write + code);
 }
 
 void site_unchain(struct translator *t, uint32_t id)

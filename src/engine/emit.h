@@ -37,6 +37,12 @@ static inline void emit32(struct emit *m, uint32_t value)
 	m->p += 4;
 }
 
+static inline void emit_bytes(struct emit *m, const char *bytes, unsigned size)
+{
+	memcpy(m->p, bytes, size);
+	m->p += size;
+}
+
 static inline struct emit_mem mem_abs(const volatile void *address)
 {
 	return (struct emit_mem){NO_REG, NO_REG, 0, (int32_t)(uintptr_t)address};
@@ -157,6 +163,17 @@ static inline void emit_store_imm64(struct emit *m, const volatile void *address
 	emit32(m, (uint32_t)imm);
 }
 
+/* The status flags to AX, and back, as flags_pack() has them; back destroys AL. */
+static inline void emit_flags_to_ax(struct emit *m)
+{
+	emit_bytes(m, "\x0f\x90\xc0\x9f", 4); /* seto %al; lahf */
+}
+
+static inline void emit_flags_from_ax(struct emit *m)
+{
+	emit_bytes(m, "\x04\x7f\x9e", 3); /* add $127, %al; sahf */
+}
+
 /* No flags. */
 static inline void emit_not(struct emit *m, int reg)
 {
@@ -251,12 +268,6 @@ static inline void emit_rorx_reg(struct emit *m, int dst, int src, unsigned coun
 static inline void emit_rorx64(struct emit *m, int dst, int src, unsigned count)
 {
 	emit_rorx_any(m, true, dst, src, count);
-}
-
-static inline void emit_bytes(struct emit *m, const char *bytes, unsigned size)
-{
-	memcpy(m->p, bytes, size);
-	m->p += size;
 }
 
 /* movzbl mem, reg */

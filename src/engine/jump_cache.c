@@ -225,7 +225,6 @@ void translator_note_page(struct translator *t, unsigned view, struct code_page 
 	if (page->memfd_page)
 		return;
 	page->memfd_page = memfd_page;
-
 	t->jump_pages[gva >> 63][hash / 64] |= 1ull << (hash % 64);
 	if (view == SHADOW_USER)
 		note_user_page(&t->spaces[t->space], gva, memfd_page);

@@ -36,6 +36,11 @@
 #define S2 R11
 #define SCRATCH(reg) (1u << (reg))
 
+static inline bool is_scratch(int reg)
+{
+	return reg == S1 || reg == S2;
+}
+
 #define POLL_SIZE (2u << 20)	    /* the page that is read, and what event bits lead to */
 #define POLL_LOAD_SIZE 8	    /* bytes of the instruction by which a poll faults */
 #define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
@@ -294,7 +299,7 @@ void translator_drop_code(struct engine *e, uint32_t tb);
 /* Lets `site`, a branch to b, go to its code `tb` directly, if it may, or to its stub again. */
 void site_chain(struct engine *e, uint32_t site, const struct block *b, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
-/* Its branch, or the address that a call leaves, is that of the code at the offset. */
+/* Its branch leads to the code at the offset. */
 void site_lead(struct translator *t, const struct site *s, uint32_t code);
 
 /* --- jump_cache.c --- */
@@ -559,6 +564,8 @@ bool tx_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, stru
 void tx_look_up(struct tx *x, int dst, int src);
 /* dst = the delta of the slot of the address in src; with dead flags by prediction. */
 void tx_find_delta(struct tx *x, int dst, int src, uint32_t flags_live);
+/* The operand as it stands in the instruction, without its segment; the base may be GPR_RIP. */
+struct emit_mem tx_address_of(const ZydisDecodedOperand *op);
 /* guest address (flat, not yet checked) of the operand → scratch register `to`; `other` may be destroyed. */
 void tx_effective(struct tx *x, const ZydisDecodedOperand *op, int to, int other);
 /*

@@ -132,22 +132,6 @@ static struct place flat_at(int base, int32_t disp)
 	return (struct place){mem_base(base, disp), true};
 }
 
-static int address_reg(ZydisRegister reg)
-{
-	bool high;
-
-	return reg == ZYDIS_REGISTER_NONE ? NO_REG : decode_gpr(reg, &high);
-}
-
-static struct emit_mem address_of(const ZydisDecodedOperand *op)
-{
-	int index = address_reg(op->mem.index);
-
-	return (struct emit_mem){address_reg(op->mem.base), index,
-		index == NO_REG || !op->mem.scale ? 0 : (unsigned)__builtin_ctz(op->mem.scale),
-		op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0};
-}
-
 /* The offset in S1 and size − 1 bytes behind it do not wrap, or the interpreter does the instruction. */
 static void check_wrap(struct tx *x, const struct tx_insn *i, unsigned size)
 {
@@ -169,7 +153,7 @@ static void check_wrap(struct tx *x, const struct tx_insn *i, unsigned size)
 static bool wide_operand(struct tx *x, const struct tx_insn *i, const ZydisDecodedOperand *op, struct place *out)
 {
 	bool gs = op->mem.segment == ZYDIS_REGISTER_GS;
-	struct emit_mem at = address_of(op);
+	struct emit_mem at = tx_address_of(op);
 	unsigned size = op->size / 8;
 
 	if (size < 1 || size > 64)
@@ -196,7 +180,7 @@ static bool operand(struct tx *x, const struct tx_insn *i, const ZydisDecodedOpe
 	case ZYDIS_REGISTER_DS:
 	case ZYDIS_REGISTER_ES:
 	case ZYDIS_REGISTER_SS:
-		*out = (struct place){address_of(op), true};
+		*out = (struct place){tx_address_of(op), true};
 		return true;
 	case ZYDIS_REGISTER_FS:
 	case ZYDIS_REGISTER_GS:
@@ -276,7 +260,7 @@ static bool bit_test(struct tx *x, struct tx_insn *i)
 
 static bool load_address(struct tx *x, struct tx_insn *i)
 {
-	struct emit_mem at = address_of(&i->d.op[1]);
+	struct emit_mem at = tx_address_of(&i->d.op[1]);
 
 	if (i->d.insn.address_width != 32)
 		return false;
@@ -629,7 +613,7 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_de
 	}
 	emit8(&x->m, i->d.insn.opcode);
 	tx_map(x, i->next, true);
-	emit_bytes(&x->m, "\x49\xf7\xd2", 3); /* not %r10 */
+	emit_not(&x->m, S1);
 	if (has_destination)
 		unbias(x, RDI);
 	if (has_source)

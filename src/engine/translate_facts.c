@@ -103,11 +103,6 @@ static int new_fact(struct tx *x, int base, int index, unsigned scale, unsigned 
 	return f->count++;
 }
 
-static bool is_scratch(int reg)
-{
-	return reg == S1 || reg == S2;
-}
-
 /* The host's register that holds the guest's: one of those at home has been loaded into `at`. */
 static int host_of(int reg, int at)
 {

@@ -329,7 +329,7 @@ static int find_operand_at_home(const struct tx_insn *i)
 		(rm->size == 32 && (rm->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)))
 		return -1;
 	reg = decode_gpr(rm->reg.value, &high);
-	if (high || (reg != S1 && reg != S2))
+	if (high || !is_scratch(reg))
 		return -1;
 	for (unsigned n = 0; n < z->operand_count; n++) {
 		bool other_high;
@@ -450,16 +450,10 @@ static bool bit_test(struct tx *x, struct tx_insn *i)
 /* A LEA all of whose registers are where they are for the guest is copied. */
 static bool load_address_plain(struct tx *x, struct tx_insn *i, int dst)
 {
-	const ZydisDecodedOperand *op = &i->d.op[1];
-	int32_t disp = op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0;
-	bool high;
-	int base = op->mem.base == ZYDIS_REGISTER_NONE ? NO_REG : decode_gpr(op->mem.base, &high);
-	int index = op->mem.index == ZYDIS_REGISTER_NONE ? NO_REG : decode_gpr(op->mem.index, &high);
-	struct emit_mem a = {base, index, index == NO_REG ? 0 : (unsigned)__builtin_ctz(op->mem.scale), disp};
-	const uint32_t others = 1u << S1 | 1u << S2 | 1u << RSP;
+	struct emit_mem a = tx_address_of(&i->d.op[1]);
+	const uint32_t others = 1u << S1 | 1u << S2 | 1u << RSP | 1u << GPR_RIP;
 
-	if ((base == NO_REG && op->mem.base != ZYDIS_REGISTER_NONE) || (base != NO_REG && (others >> base & 1)) ||
-		(index != NO_REG && (others >> index & 1)) || (others >> dst & 1))
+	if ((a.base != NO_REG && (others >> a.base & 1)) || (a.index != NO_REG && (others >> a.index & 1)) || (others >> dst & 1))
 		return false;
 	if (i->d.insn.operand_width == 64)
 		emit_lea(&x->m, dst, a);

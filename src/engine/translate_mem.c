@@ -20,11 +20,6 @@ static struct emit_mem gpr_home(struct tx *x, int reg)
 	return mem_abs(&x->e->cpu->gpr[reg]);
 }
 
-static bool is_scratch(int reg)
-{
-	return reg == S1 || reg == S2;
-}
-
 /* What the Zydis operand says; −1 for no register; GPR_RIP. */
 static int address_reg(ZydisRegister reg)
 {
@@ -42,6 +37,12 @@ static unsigned scale_shift(const ZydisDecodedOperand *op)
 	return op->mem.index == ZYDIS_REGISTER_NONE
 		       ? 0
 		       : (unsigned)__builtin_ctz(op->mem.scale ? op->mem.scale : 1);
+}
+
+struct emit_mem tx_address_of(const ZydisDecodedOperand *op)
+{
+	return (struct emit_mem){address_reg(op->mem.base), address_reg(op->mem.index), scale_shift(op),
+		op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0};
 }
 
 static int segment_index(const ZydisDecodedOperand *op)
@@ -142,7 +143,7 @@ void tx_check_rsp(struct tx *x, uint32_t flags_live, bool may_switch)
 
 static void emit_negative(struct tx *x, int reg, const uint64_t *to)
 {
-	emit_bytes(&x->m, "\x49\xf7\xd3", 3); /* not %r11: no flags */
+	emit_not(&x->m, reg);
 	emit_lea(&x->m, reg, mem_base(reg, 1));
 	emit_store(&x->m, reg, mem_abs(to));
 }

@@ -198,7 +198,7 @@ bool region_has_call(const struct tx *x, int64_t target, int next)
 
 static uint32_t live_at(const struct tx *x, int64_t offset)
 {
-	int block = offset < 0 || offset >= 4096 ? -1 : region_find(x, (int)offset);
+	int block = find_inside(x, offset);
 
 	return block < 0 ? (uint32_t)FLAGS_STATUS : x->pool->block[block].live_in;
 }

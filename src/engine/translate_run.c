@@ -59,7 +59,7 @@ static void emit_enter(struct emit *m, struct engine *e, bool mode32)
 	emit_xstate(m, e, 5);
 	emit_patch(skip, m->p);
 	emit_load(m, RAX, mem_abs(&h->flags));
-	emit_bytes(m, "\x04\x7f\x9e", 3); /* add $127, %al; sahf */
+	emit_flags_from_ax(m);
 	for (unsigned n = 0; n < (mode32 ? MOVED_32 : COUNT(moved)); n++)
 		emit_load(m, moved[n], mem_abs(&e->cpu->gpr[moved[n]]));
 	if (mode32)
@@ -81,7 +81,7 @@ static void emit_leave(struct emit *m, struct engine *e, bool mode32)
 	emit_store(m, S1, mem_abs(&h->scratch[0]));
 	emit_store(m, S2, mem_abs(&h->scratch[1]));
 	emit_store(m, RSP, mem_abs(&h->rsp_host));
-	emit_bytes(m, "\x0f\x90\xc0\x9f", 4); /* seto %al; lahf */
+	emit_flags_to_ax(m);
 	emit_store(m, RAX, mem_abs(&h->flags));
 }
 
@@ -109,12 +109,12 @@ static void emit_find(struct emit *m, struct engine *e)
 	emit_store(m, RSP, mem_abs(&h->rsp_host));
 	emit_load(m, RSP, mem_abs(&h->c_rsp));
 	emit_push(m, RAX);
-	emit_bytes(m, "\x0f\x90\xc0\x9f", 4); /* seto %al; lahf */
+	emit_flags_to_ax(m);
 	emit_push(m, RAX);
 	for (unsigned n = 0; n < COUNT(kept); n++)
 		emit_push(m, kept[n]);
 	emit_lea(m, RSP, mem_base(RSP, -8)); /* calls are made with RSP aligned: emit_enter() has left it 8 bytes off */
-	emit8(m, 0xb8 | RDI);
+	emit8(m, 0xb8 | RDI); /* mov $e, %edi */
 	emit32(m, (uint32_t)(uintptr_t)e);
 	emit_group5(m, GROUP5_CALL, mem_abs(&h->find));
 	emit_store(m, RAX, mem_abs(&h->enter_pc));
@@ -122,7 +122,7 @@ static void emit_find(struct emit *m, struct engine *e)
 	for (unsigned n = COUNT(kept); n-- > 0;)
 		emit_pop(m, kept[n]);
 	emit_pop(m, RAX);
-	emit_bytes(m, "\x04\x7f\x9e", 3); /* add $127, %al; sahf */
+	emit_flags_from_ax(m);
 	emit_pop(m, RAX);
 	emit_load(m, RSP, mem_abs(&h->rsp_host));
 	emit_group5(m, GROUP5_JMP, mem_abs(&h->enter_pc));
