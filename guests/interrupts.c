@@ -77,9 +77,10 @@ static void pic_and_pit(void)
 	outb(0x20, 0x20);
 	CHECK(inb(0x20) == 0);
 	outb(0x21, 0xff);
-	pit_program(0, 1193); /* one shot */
-	delay_ms(3);
+	outb(0x43, 0x30);
+	pic_init(); /* forgets what is latched of the periodic count, now that it has ended */
 	irq_clear();
+	pit_program(0, 1193); /* one shot */
 	irq_eoi = EOI_PIC;
 	outb(0x21, 0xfe);
 	for (unsigned i = 0; i < 1000 && !irq_count[0x20]; i++) {
