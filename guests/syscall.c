@@ -66,6 +66,63 @@ static void syscall64(void)
 	say("syscall: compatibility mode ok");
 }
 
+/*
+ * Each system call sends the processor an interrupt while IF is clear, and goes back in one of four ways, by the lowest bits of
+ * the number of the round (EBX, counted down): 0 SYSRET, 1 STI and SYSRET in its shadow, 2 IRET, 3 SYSRET to a program with IF clear,
+ * whose interrupt comes together with that of the next round. Each is taken before the program's next instruction.
+ */
+#define HELD_ROUNDS 8192u
+#define HELD_VECTOR 0x60
+
+extern char user_held[], user_held_back[], entry_held[], entry_held_shadow[];
+asm(".data; held_stack: .skip 64\nheld_stack_top: held_sp: .quad 0\n.text\n"
+    "user_held: mov %edi, %ebx\n"
+    "0: mov %ebx, %eax; and $3, %eax; syscall\n"
+    "user_held_back: dec %ebx; jnz 0b; int $0x80\n"
+    "entry_held: mov $0xfee00300, %edx; movl $0x40060, (%rdx); or $0x200, %r11d\n"
+    "cmp $1, %eax; jb 1f; je 2f; cmp $3, %eax; je 3f; mov %rsp, held_sp; mov $held_stack_top, %esp\n"
+    "push $0x2b; push held_sp; push %r11; push $0x33; push %rcx; iretq\n"
+    "3: and $~0x200, %r11d\n"
+    "1: sysretq\n"
+    "2: sti\n"
+    "entry_held_shadow: sysretq\n");
+
+static volatile unsigned held_wrong, held_next;
+
+static bool held_hook(struct frame *frame)
+{
+	if (frame->vector != HELD_VECTOR)
+		return false;
+	/* As between STI and HLT, see halt(). */
+	bool lost_shadow = frame->ip == (word)entry_held_shadow && frame->cs == SEL_KERNEL_CODE && (under_bochs() || under_tcg());
+	bool right = frame->ip == (word)user_held_back && frame->cs == SEL_USER_CODE64 && frame->ss == SEL_USER_DATA;
+
+	if ((!right && !lost_shadow) || !(frame->flags & EFLAGS_IF) || frame->bx != held_next) {
+		held_wrong++;
+		last.ip = frame->ip;
+		last.cs = frame->cs;
+		last.flags = frame->flags;
+	}
+	held_next = (unsigned)frame->bx - ((frame->bx & 3) ? 1 : 2);
+	return false;
+}
+
+static void held_back(void)
+{
+	lapic_enable();
+	irq_clear();
+	irq_eoi = EOI_LAPIC;
+	trap_hook = held_hook;
+	wrmsr(MSR_LSTAR, (word)entry_held);
+	held_next = HELD_ROUNDS;
+	CHECK(user_run(user_held, EFLAGS_IF, HELD_ROUNDS) == V_USER_EXIT);
+	CHECK(held_wrong == 0);
+	CHECK(irq_count[HELD_VECTOR] == HELD_ROUNDS / 4 * 3 && held_next == 0);
+	trap_hook = NULL;
+	wrmsr(MSR_LSTAR, (word)entry64);
+	say("syscall: interrupts held back ok");
+}
+
 static bool is_intel(void)
 {
 	return cpuid(0, 0).ebx == 0x756e6547;
@@ -160,6 +217,7 @@ static void umip(void)
 int guest_main(void)
 {
 	syscall64();
+	held_back();
 	sysenter();
 	bases();
 	umip();
