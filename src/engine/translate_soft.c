@@ -85,7 +85,7 @@ static void emit_lookup(struct tx *x, unsigned size, bool is_write)
 	struct hot *h = &x->t->hot;
 	int32_t tag = is_write ? offsetof(struct tlb_entry, write) : offsetof(struct tlb_entry, read);
 	uint32_t site = tx_site(x, SITE_SOFT, x->insn[x->n].offset, 0);
-	uint8_t *hit;
+	uint8_t *hit, *judge;
 
 	_Static_assert(sizeof(struct tlb_entry) == 32, "scaled by 8 and by 4");
 	emit_store(&x->m, S1, mem_abs(&h->tlb_gva));
@@ -103,10 +103,15 @@ static void emit_lookup(struct tx *x, unsigned size, bool is_write)
 		emit_pext(&x->m, S1, S1, mem_abs(&h->tlb_page));
 		emit_pdep(&x->m, S1, S1, mem_abs(&h->tlb_page));
 		emit_store(&x->m, RCX, mem_abs(&h->save));
+		emit_load_low(&x->m, RCX, mem_abs(&x->soft->left));
+		emit_lea32(&x->m, RCX, mem_base(RCX, -1));
+		emit_op_mem32(&x->m, 0x89, RCX, mem_abs(&x->soft->left));
+		judge = emit_jrcxz(&x->m);
 		emit_load(&x->m, RCX, mem_base(S2, tag));
-		emit_bytes(&x->m, "\x48\xf7\xd1", 3); /* not %rcx: no flags */
+		emit_not(&x->m, RCX);
 		emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 1});
 		hit = emit_jrcxz(&x->m);
+		emit_patch8(judge, x->m.p);
 		emit_load(&x->m, RCX, mem_abs(&h->save));
 		tx_stub(x, emit_jmp(&x->m), STUB_SITE, site);
 		emit_patch8(hit, x->m.p);
@@ -227,17 +232,17 @@ bool soft_left(struct engine *e, uint64_t at)
 
 	if (!s || !s->soft)
 		return true;
-	if (s->left >= 0) {
+	if (s->left > 0) {
 		s->misses++;
 		if (is_again(e, e->translator->hot.tlb_gva)) {
 			s->again++;
 			/* What is used again is worth a mapping, for when slots come back. */
 			shadow_fill(e, e->translator->hot.tlb_gva, s->writes);
 		}
-		/* Where the flags are live, and what is interpreted, does not count by itself. */
+		/* What is interpreted does not count by itself. */
 		s->left -= 8;
 	}
-	if (s->left >= 0 && !is_crowded(s))
+	if (s->left > 0 && !is_crowded(s))
 		return false;
 	if (pays(s)) {
 		s->since = __rdtsc();
