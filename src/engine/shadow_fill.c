@@ -257,8 +257,8 @@ static void note_globals(struct engine *e, const struct fill *f, const unsigned 
 	s->slots[s->tables[path[3]].slot].nonglobal = true;
 }
 
-/* *end: the index behind the last page that is mapped now. */
-static bool map_small(struct engine *e, const struct fill *f, const unsigned *path, unsigned *end)
+/* Maps up to `ahead` pages behind the one at f. *end: the index behind the last page that is mapped now. */
+static bool map_small(struct engine *e, const struct fill *f, const unsigned *path, unsigned ahead, unsigned *end)
 {
 	struct shadow *s = e->shadow;
 	unsigned id = path[1], i = table_index(f->gva, 1), first = i, last = i;
@@ -280,7 +280,7 @@ static bool map_small(struct engine *e, const struct fill *f, const unsigned *pa
 			return false;
 		}
 	} else {
-		while (last < 511 && last - i < AROUND_SMALL && joins(e, f, id, last + 1, (int)(last + 1 - i), writable))
+		while (last < 511 && last - i < ahead && joins(e, f, id, last + 1, (int)(last + 1 - i), writable))
 			last++;
 		while (first > 0 && i - first < AROUND_SMALL && joins(e, f, id, first - 1, -(int)(i - first + 1), writable))
 			first--;
@@ -321,23 +321,36 @@ static bool next_page(struct engine *e, struct fill *f, unsigned id, unsigned i)
 	return f->offset != ~0ull;
 }
 
+/* The stream that has come to the offset, or another one, that begins. */
+static struct shadow_stream *find_stream(struct shadow_slot *p, uint64_t offset)
+{
+	for (unsigned n = 0; n < SHADOW_STREAMS; n++) {
+		struct shadow_stream *stream = &p->streams[n];
+
+		if (stream->end == offset) {
+			stream->streak += stream->streak < AHEAD_MAX;
+			return stream;
+		}
+	}
+	p->stream = (p->stream + 1) % SHADOW_STREAMS;
+	p->streams[p->stream].streak = 0;
+	return &p->streams[p->stream];
+}
+
 /* Frames are rarely in order, so a walk through fresh memory would fault at each page. */
 static bool fill_small(struct engine *e, struct fill *f, const unsigned *path)
 {
 	struct shadow_table *t = &e->shadow->tables[path[1]];
-	struct shadow_slot *p = &e->shadow->slots[t->slot];
-	unsigned i = table_index(f->gva, 1), end;
+	unsigned i = table_index(f->gva, 1), end, ahead;
+	struct shadow_stream *stream = find_stream(&e->shadow->slots[t->slot], t->base + i * 4096ull);
 
-	if (!map_small(e, f, path, &end))
+	ahead = AROUND_SMALL << (stream->streak < 4 ? stream->streak : 4);
+	if (!map_small(e, f, path, ahead, &end))
 		return false;
-	if (t->base + i * 4096ull == p->fill_end)
-		p->streak += p->streak < AHEAD_MAX;
-	else
-		p->streak = 0;
-	for (unsigned n = 0; n < p->streak && end < 512 && next_page(e, f, path[1], end); n++)
-		if (!map_small(e, f, path, &end))
+	for (unsigned n = 0; n < stream->streak && end < 512 && next_page(e, f, path[1], end); n++)
+		if (!map_small(e, f, path, ahead, &end))
 			break;
-	p->fill_end = t->base + end * 4096ull;
+	stream->end = t->base + end * 4096ull;
 	return true;
 }
 

@@ -76,14 +76,20 @@ enum table_layout {
 enum slot_type { SLOT_EMPTY, SLOT_SUPERVISOR, SLOT_USER };
 
 /* Slot n owns region n. */
+/* Of fills that go up the addresses: a copy has two. */
+#define SHADOW_STREAMS 4u
+
 struct shadow_slot {
 	uint64_t key;	/* slot_key() of its PML4 entry; 0: free */
 	uint64_t stamp; /* of its last fill or attachment */
 	uint32_t vmas;	/* at most */
 	uint16_t g;	/* PML4 index */
 	uint16_t root;	/* record of the PDPT */
-	uint64_t fill_end; /* where the last small fill ended: an offset in the slot */
-	uint8_t streak;	 /* how many fills in a row began there */
+	struct shadow_stream {
+		uint64_t end;	/* where its last small fill ended: an offset in the slot */
+		uint8_t streak; /* how many fills in a row began there */
+	} streams[SHADOW_STREAMS];
+	uint8_t stream; /* the one begun last */
 	uint8_t next;	 /* in the chain of its key's hash: slot number + 1 */
 	uint16_t misses; /* faults on pages of the other type since the last fill */
 	uint8_t type;

@@ -236,8 +236,8 @@ static int slot_begin(struct engine *e, unsigned g, uint64_t key, uint64_t table
 	s->keys[key_hash(key, g)] = (uint8_t)(slot + 1);
 	p->vmas = 0;
 	p->misses = 0;
-	p->fill_end = 1;
-	p->streak = 0;
+	for (unsigned n = 0; n < SHADOW_STREAMS; n++)
+		p->streams[n] = (struct shadow_stream){.end = 1};
 	p->type = SLOT_EMPTY;
 	p->attached = p->nonglobal = p->global = p->fresh = false;
 	e->stats->shadow_attach_misses++;

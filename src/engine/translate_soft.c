@@ -17,13 +17,15 @@
  *
  *   demoted if   the look-ups cost more than a fault for each miss would have cost,
  *                or a greater part of the time goes into them than went into faults,
- *                or most misses are of pages that had been found before: more pages than the TLB has room for
+ *                or most misses are of pages that had been found before: more pages than the TLB has room for,
+ *                or pages in a row are missed that are there already: a slot's fault maps many of them
  */
 #include <x86intrin.h>
 
 #include "engine/translate.h"
 
 #define SOFT_RUN 8192
+#define SOFT_ROW 16
 #define LEVEL_NEVER 8
 /* Cycles: of a slot's fault, of a miss, of a look-up. */
 #define COST_FAULT 20000u
@@ -188,7 +190,8 @@ bool soft_fault(struct engine *e, uint64_t at)
 	s->cost = share((uint64_t)s->faults * COST_FAULT, __rdtsc() - s->since);
 	s->soft = true;
 	s->since = __rdtsc();
-	s->faults = s->misses = s->again = 0;
+	s->faults = s->misses = s->again = s->row = 0;
+	s->page = 0;
 	s->left = SOFT_RUN;
 	e->stats->soft_sites++;
 	return true;
@@ -218,12 +221,30 @@ static bool is_crowded(const struct soft_site *s)
 	return s->again >= 64 && s->again > s->misses / 2;
 }
 
+/* Slots would do better: one fill maps many pages in a row. */
+static bool is_unfit(const struct soft_site *s)
+{
+	return is_crowded(s) || s->row >= SOFT_ROW;
+}
+
+static void note_miss(struct engine *e, struct soft_site *s)
+{
+	uint64_t gva = e->translator->hot.tlb_gva;
+	bool again = is_again(e, gva), next = gva && gva >> 12 == s->page + 1;
+
+	s->misses++;
+	s->again += again;
+	s->page = gva >> 12;
+	/* What is used again is worth a mapping, for when slots come back; what is being touched for the first time has none. */
+	s->row = (again || next) && shadow_fill(e, gva, s->writes) && next ? s->row + 1 : 0;
+}
+
 static bool pays(const struct soft_site *s)
 {
 	uint64_t runs = (uint64_t)(SOFT_RUN - (int64_t)s->left);
 	uint64_t cost = runs * COST_LOOKUP + (uint64_t)s->misses * COST_MISS;
 
-	return cost <= (uint64_t)s->misses * COST_FAULT && !is_crowded(s) && share(cost, __rdtsc() - s->since) <= s->cost;
+	return cost <= (uint64_t)s->misses * COST_FAULT && !is_unfit(s) && share(cost, __rdtsc() - s->since) <= s->cost;
 }
 
 bool soft_left(struct engine *e, uint64_t at)
@@ -233,20 +254,15 @@ bool soft_left(struct engine *e, uint64_t at)
 	if (!s || !s->soft)
 		return true;
 	if (s->left > 0) {
-		s->misses++;
-		if (is_again(e, e->translator->hot.tlb_gva)) {
-			s->again++;
-			/* What is used again is worth a mapping, for when slots come back. */
-			shadow_fill(e, e->translator->hot.tlb_gva, s->writes);
-		}
+		note_miss(e, s);
 		/* What is interpreted does not count by itself. */
 		s->left -= 8;
 	}
-	if (s->left > 0 && !is_crowded(s))
+	if (s->left > 0 && !is_unfit(s))
 		return false;
 	if (pays(s)) {
 		s->since = __rdtsc();
-		s->misses = s->again = 0;
+		s->misses = s->again = s->row = 0;
 		s->left = SOFT_RUN;
 		return false;
 	}
