@@ -196,7 +196,7 @@ void translator_forget_pages(struct engine *e)
 
 static unsigned page_hash(uint64_t gva)
 {
-	return (unsigned)(((gva >> 12) * 0x9e3779b97f4a7c15ull) >> 52);
+	return (unsigned)(((gva >> 12) * 0x9e3779b97f4a7c15ull) >> 48);
 }
 
 static void note_user_page(struct user_space *s, uint64_t gva, uint64_t code_page)

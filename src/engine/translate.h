@@ -274,7 +274,7 @@ struct translator {
 	uint32_t pages_used;
 	uint64_t secret; /* no guest can foresee a salt */
 	/* A bit by hashed page, of the lower and the upper half: the jump cache may have targets in it. */
-	uint64_t jump_pages[2][64];
+	uint64_t jump_pages[2][1024];
 	struct tb *tbs;
 	struct site *sites;
 	struct map_entry *map;
