@@ -36,6 +36,50 @@ asm(".text; .balign 4096\n"
     "2: add 8(%rsp), %eax\n ret $8\n"
     "3: ret $16\n");
 
+/*
+ * kinds[i] says which function of the table is called in the i-th turn, by either of two loops; CF and ZF go in and out. What a call gives
+ * is in model(). All but the last function are in the loops' page.
+ */
+extern uint64_t call_kinds(const function *table, const uint8_t *kinds, word count);
+extern uint64_t call_kinds_by_register(const function *table, const uint8_t *kinds, word count);
+extern int kind_0(void), kind_1(void), kind_2(void), kind_3(void), kind_4(void), kind_5(void), kind_6(void);
+
+asm(".macro kinds_loop name, how:vararg\n"
+    "\\name: push %rbx\n push %r12\n push %r13\n mov %rdx, %r13\n xor %ebx, %ebx\n xor %r12d, %r12d\n"
+    "1: movzbl (%rsi,%rbx), %eax\n imul $7, %ebx, %edx\n cmp $100, %dl\n mov (%rdi,%rax,8), %r8\n call *\\how\n"
+    "lea 100(%r12), %r12\n adc $0, %r12\n inc %rbx\n cmp %r13, %rbx\n jne 1b\n"
+    "mov %r12, %rax\n pop %r13\n pop %r12\n pop %rbx\n ret\n .endm\n"
+    ".text; .balign 4096\n"
+    "kind_0: adc $1, %r12\n ret\n"
+    "kind_1: setz %cl\n movzbl %cl, %ecx\n lea (%r12,%rcx,2), %r12\n ret\n"
+    "kinds_loop call_kinds, (%rdi,%rax,8)\n"
+    "kinds_loop call_kinds_by_register, %r8\n"
+    "kind_2: call *(%rdi)\n lea 5(%r12), %r12\n ret\n"
+    "kind_3: addq $5, (%rsp)\n ret\n" /* behind the first instruction */
+    "kind_4: pop %rcx\n jmp *%rcx\n"
+    "kind_5: stc\n ret\n"
+    ".balign 4096\n kind_6: cmc\n ret\n");
+
+static uint64_t model(const uint8_t *kinds, unsigned count)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < count; i++) {
+		bool carry = (uint8_t)(i * 7) < 100, zero = (uint8_t)(i * 7) == 100;
+
+		switch (kinds[i]) {
+		case 0: sum += 101 + carry; break;
+		case 1: sum += 100 + 2 * zero + carry; break;
+		case 2: sum += 106 + carry; break;
+		case 3: break;
+		case 4: sum += 100 + carry; break;
+		case 5: sum += 101; break;
+		default: sum += 100 + !carry; break;
+		}
+	}
+	return sum;
+}
+
 static void map(volatile uint64_t *leaf, unsigned page)
 {
 	*leaf = (word)code[page] | 7;
@@ -83,6 +127,24 @@ static void deep(void)
 		CHECK(call_chain(3500) == 3500);
 	}
 	say("calls: deep ok");
+}
+
+static void indirect(void)
+{
+	static const function table[] = {kind_0, kind_1, kind_2, kind_3, kind_4, kind_5, kind_6};
+	static uint8_t kinds[2 * TIMES];
+	uint64_t seed = 0x9e3779b97f4a7c15ul;
+
+	for (unsigned turn = 0; turn < 8; turn++) {
+		/* One for long, then all of them; in another order; with one that is called for the first time. */
+		for (unsigned i = 0; i < 2 * TIMES; i++) {
+			seed = seed * 6364136223846793005ul + 1442695040888963407ul;
+			kinds[i] = turn == 0 && i < TIMES * 3 / 2 ? 0 : (seed >> 40) % (turn < 4 ? 6 : 7);
+		}
+		CHECK(call_kinds(table, kinds, 2 * TIMES) == model(kinds, 2 * TIMES));
+		CHECK(turn == 0 || call_kinds_by_register(table, kinds, 2 * TIMES) == model(kinds, 2 * TIMES));
+	}
+	say("calls: indirect ok");
 }
 
 static unsigned shown;
@@ -201,6 +263,7 @@ int guest_main(void)
 	set_cr3(get_cr3());
 	strange_returns();
 	deep();
+	indirect();
 	pages_under_a_call();
 	pages_before_a_jump();
 	code_under_calls();

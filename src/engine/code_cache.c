@@ -100,6 +100,7 @@ int translator_create(struct engine *e)
 		return -EIO;
 	t->hot_after = HOT;
 	t->soft_after = SOFT_FAULTS;
+	t->watch = WATCH;
 	t->hot.tlb_index = 0x3ffull << 12;
 	t->hot.tlb_page = ~0xfffull;
 	t->hot.tlb_of[SHADOW_USER] = (uint64_t)(uintptr_t)e->tlb_data[TLB_USER];

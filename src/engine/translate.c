@@ -324,8 +324,16 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.blocks = 1;
 	if (!(index & TB_CROSSING))
 		x.pool->block[0].seen = t->seen + b->seen;
-	if (hot)
+	if (hot) {
 		region_collect(&x, bytes - offset);
+		if (x.calls && t->watched != b->key && region_is_indirect(&x)) {
+			t->watched = b->key;
+			t->watching = t->watch;
+			t->watch_view = view;
+			t->seen_blocks = 0;
+			return TB_LATER;
+		}
+	}
 	region_find_flags(&x);
 	region_find_polls(&x);
 	emit_heat(&x, tb);

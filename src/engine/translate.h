@@ -58,6 +58,7 @@ static inline bool is_scratch(int reg)
 #define HEAT 16
 #define HOT 4000u	    /* entries before a block is translated once more, with what follows it */
 #define HOT_TRIES 24	    /* how often that is done */
+#define WATCH 128u	    /* blocks that are interpreted before it, to see where indirect calls lead */
 #define DRIFT_MAX (1 << 30) /* bytes that a base register may be stepped while its delta is held */
 #define CODE_MAX 131072u    /* host bytes of one translation at most */
 #define SITES_MAX 1024u	    /* its ways out */
@@ -249,6 +250,7 @@ struct translator {
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
 	unsigned hot_after; /* HOT; tests set less */
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
+	unsigned watch; /* WATCH; tests set less */
 	/* While running. */
 	uint32_t code_used, tb_used, site_used, map_used;
 	uint32_t huge; /* code up to here is in large pages, if the host has them */
@@ -285,6 +287,12 @@ struct translator {
 	uint32_t seconds_used;
 	struct soft_site soft[SOFT_SITES];
 	uint32_t soft_pages[SOFT_PAGES]; /* hashed: what has been missed */
+	/* The blocks that have been interpreted one after the other since the one watched became hot: their keys. */
+	uint64_t watched;
+	unsigned watching; /* how many are left */
+	unsigned watch_view;
+	unsigned seen_blocks;
+	uint64_t seen_block[WATCH];
 };
 
 /* --- code_cache.c --- */
@@ -348,6 +356,7 @@ bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 /*
  * Translates a block for the current view; its tb index + 1, or 0 when not possible. hot: with the blocks that follow it in its page.
  */
+#define TB_LATER UINT32_MAX /* not before it has been seen where the indirect calls lead: `watching` has been set */
 uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool hot);
 /* The same for one instruction that crosses pages. */
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view);
@@ -408,7 +417,8 @@ struct tx_facts {
 #define REGION_EDGES 128
 #define REGION_EMIT 640 /* instructions in all versions */
 #define VERSIONS_EACH 3
-#define RETURNS_INSIDE 3 /* places with which a return compares its address */
+#define RETURNS_INSIDE 5 /* places with which a return compares its address */
+#define TARGETS_INSIDE 5 /* and an indirect call its target */
 struct tx_block {
 	const struct block *b;
 	struct tx_insn *insn;
@@ -417,6 +427,8 @@ struct tx_block {
 	unsigned count;
 	uint32_t live_in, live_out; /* status flags */
 	unsigned versions;
+	int target[TARGETS_INSIDE]; /* where the indirect call at its end has been seen to lead in the page, most often first */
+	unsigned targets;
 };
 
 struct tx_version {
@@ -507,6 +519,8 @@ void tx_jump_far(struct tx *x, int offset, int32_t target, int undo);
  */
 #define NO_TARGET INT64_MIN
 uint8_t *tx_push_return(struct tx *x, int next, int64_t target);
+/* An indirect call, whose target is in S1: to one of the region's blocks that it has been seen to lead to, or by the jump cache. */
+void tx_call_indirect(struct tx *x, int offset, int next);
 /* Behind a call: where its return arrives. */
 void tx_land(struct tx *x, uint8_t *left, int next);
 /* A return has taken its address to S1, and moved RSP by `undo`. */
@@ -538,6 +552,12 @@ void region_cut(struct tx *x);
 bool region_has_call(const struct tx *x, int64_t target, int next);
 /* Where the return that ends the block under way may lead inside of the region: block indices; their number. */
 unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE]);
+/* Where the indirect call that ends the block under way has been seen to lead, likewise. */
+unsigned region_targets(const struct tx *x, unsigned to[TARGETS_INSIDE]);
+/* For all of these calls that is true which region_has_call() says. */
+bool region_has_calls(const struct tx *x, int next);
+/* Blocks end with indirect calls. */
+bool region_is_indirect(const struct tx *x);
 
 /* --- translate_facts.c --- */
 void facts_clear(struct tx_facts *f);

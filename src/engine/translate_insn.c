@@ -687,10 +687,7 @@ static bool call(struct tx *x, struct tx_insn *i)
 	}
 	if (i->d.insn.operand_width != 64 || !load_operand(x, i, 0))
 		return false;
-	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
-	left = tx_push_return(x, i->next, NO_TARGET);
-	tx_jump_stored(x, i->offset, -8, true);
-	tx_land(x, left, i->next);
+	tx_call_indirect(x, i->offset, i->next);
 	x->ended = true;
 	return true;
 }

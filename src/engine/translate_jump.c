@@ -98,22 +98,26 @@ void tx_emit_far(struct tx *x, const struct tx_stub *s)
 
 /* --- calls and returns --- */
 
-/* S1 = where the table's entry is for the RSP before the push, less one. */
-uint8_t *tx_push_return(struct tx *x, int next, int64_t target)
+/* Pushes the address of `next`. S2 = the record of the page. */
+static void push_next(struct tx *x, int next)
+{
+	struct emit *m = &x->m;
+
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
+	emit_load_low(m, S2, mem_abs(&x->t->hot.code));
+	emit_load(m, S1, mem_base(S2, offsetof(struct code_page, base)));
+	emit_lea(m, S1, mem_base(S1, next));
+	emit_push(m, S1);
+}
+
+/* The record of the page is in S2, what is returned to has been pushed. S1 = where the table's entry is for the RSP before that, less one. */
+static uint8_t *leave_return(struct tx *x)
 {
 	struct emit *m = &x->m;
 	struct hot *h = &x->t->hot;
 	struct return_table *r = &h->returns[x->view];
 	uint8_t *left;
 
-	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
-	emit_load_low(m, S2, mem_abs(&h->code));
-	emit_load(m, S1, mem_base(S2, offsetof(struct code_page, base)));
-	emit_lea(m, S1, mem_base(S1, next));
-	emit_push(m, S1);
-	/* What follows must be a block of this page. */
-	if (next > 4096 - 15 || region_has_call(x, target, next))
-		return NULL;
 	emit_pext(m, S1, RSP, mem_abs(&h->return_mask));
 	emit8(m, 0x4a); /* movq $imm32, table(, S1, 8) */
 	emit8(m, 0xc7);
@@ -122,6 +126,18 @@ uint8_t *tx_push_return(struct tx *x, int next, int64_t target)
 	emit32(m, 0);
 	emit_store(m, S2, mem_table(&r->page[1], S1));
 	return left;
+}
+
+/* What follows must be a block of this page. */
+static bool can_land(int next)
+{
+	return next <= 4096 - 15;
+}
+
+uint8_t *tx_push_return(struct tx *x, int next, int64_t target)
+{
+	push_next(x, next);
+	return can_land(next) && !region_has_call(x, target, next) ? leave_return(x) : NULL;
 }
 
 /*
@@ -179,46 +195,80 @@ void tx_land(struct tx *x, uint8_t *left, int next)
 	x->t->sites[id].undo = (int16_t)(m->p - 4 - start);
 }
 
-/* The address in S1 is compared with those behind the region's calls: base + next − address = 0. No flags are touched. */
-static void return_inside(struct tx *x, int offset)
+/*
+ * The address in S1, which is in hot.target too, is compared with those of the region's blocks: base + offset − address = 0. No flags are
+ * touched. Goes on behind if it is none of them; S1 and S2 are destroyed. Whoever goes back looks for events.
+ */
+static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int offset)
 {
 	struct emit *m = &x->m;
-	unsigned to[RETURNS_INSIDE], count = region_returns(x, to);
 	uint8_t *hit[RETURNS_INSIDE], *miss;
 	int last = 0;
 
-	if (!count)
-		return;
+	_Static_assert(TARGETS_INSIDE <= RETURNS_INSIDE && RETURNS_INSIDE <= 5, "within reach of JRCXZ");
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_load_low(m, S2, mem_abs(&x->t->hot.code));
 	emit_load(m, S2, mem_base(S2, offsetof(struct code_page, base)));
-	emit_store(m, S1, mem_abs(&x->t->hot.target));
 	emit_not(m, S1);
 	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 1});
 	emit_move(m, S2, RCX);
 	for (unsigned n = 0; n < count; n++) {
-		int next = x->pool->block[to[n]].offset;
+		int at = x->pool->block[to[n]].offset;
 
-		emit_lea(m, RCX, mem_base(n ? RCX : S1, next - last));
-		last = next;
+		emit_lea(m, RCX, mem_base(n ? RCX : S1, at - last));
+		last = at;
 		hit[n] = emit_jrcxz(m);
 	}
 	emit_move(m, RCX, S2);
 	miss = emit_jmp(m);
-	facts_clear(&x->facts);
 	for (unsigned n = 0; n < count; n++) {
-		int next = x->pool->block[to[n]].offset;
+		int at = x->pool->block[to[n]].offset;
 
 		emit_patch8(hit[n], m->p);
 		emit_move(m, RCX, S2);
-		if (next <= offset) {
-			tx_map(x, next, true);
+		if (at <= offset) {
+			tx_map(x, at, true);
 			tx_poll(x, S1);
 		}
 		region_go(x, to[n], emit_jmp(m));
 	}
 	emit_patch(miss, m->p);
 	tx_map(x, offset, false);
-	emit_load(m, S1, mem_abs(&x->t->hot.target));
+}
+
+static void return_inside(struct tx *x, int offset)
+{
+	unsigned to[RETURNS_INSIDE], count = region_returns(x, to);
+
+	if (!count)
+		return;
+	facts_clear(&x->facts);
+	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
+	compare_inside(x, to, count, offset);
+	emit_load(&x->m, S1, mem_abs(&x->t->hot.target));
+}
+
+void tx_call_indirect(struct tx *x, int offset, int next)
+{
+	unsigned to[TARGETS_INSIDE], count = region_targets(x, to);
+	struct emit *m = &x->m;
+	bool inside = region_has_calls(x, next);
+	uint8_t *left = NULL;
+
+	emit_store(m, S1, mem_abs(&x->t->hot.target));
+	push_next(x, next);
+	if (can_land(next) && !inside)
+		left = leave_return(x);
+	if (count) {
+		emit_load(m, S1, mem_abs(&x->t->hot.target));
+		compare_inside(x, to, count, offset);
+	}
+	if (can_land(next) && inside) {
+		emit_load_low(m, S2, mem_abs(&x->t->hot.code));
+		left = leave_return(x);
+	}
+	tx_jump_stored(x, offset, -8, true);
+	tx_land(x, left, next);
 }
 
 void tx_return(struct tx *x, int offset, int undo)

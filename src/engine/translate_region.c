@@ -13,7 +13,8 @@
  * last version that a block may have knows nothing.
  *
  * A region goes on behind its calls, and in the functions of the page that they call. A return compares its address with those of the
- * region's calls that may have led to it; if one fits, it is a branch like others. So a recursion stays inside.
+ * region's calls that may have led to it; if one fits, it is a branch like others. So a recursion stays inside. An indirect call compares
+ * its target with those that it has had lately: before a region with such calls is made, some blocks are interpreted and noted.
  *
  * Regions are entered at their head, with nothing known, and at the landings behind their calls, likewise. All of it lies in one page, and
  * writes to code drop all blocks of the page, so the head's block stands for all.
@@ -106,18 +107,80 @@ static int64_t find_call(const struct tx_block *t)
 	return last->next + op->imm.value.s;
 }
 
+/* It ends with an indirect call. Indirect jumps of more than a few targets are foreseen better by the host. */
+static bool is_indirect(const struct tx_block *t)
+{
+	const struct tx_insn *last = &t->insn[t->count - 1];
+
+	return category_of(t) == ZYDIS_CATEGORY_CALL && last->d.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE && tx_is_plain_branch(last);
+}
+
+bool region_is_indirect(const struct tx *x)
+{
+	for (unsigned n = 0; n < x->blocks; n++)
+		if (is_indirect(&x->pool->block[n]))
+			return true;
+	return false;
+}
+
+/* The places in the page to which the block's indirect call has led most often while the head was watched. */
+static void find_targets(struct tx *x, struct tx_block *t)
+{
+	const struct translator *tr = x->t;
+	struct {
+		int offset;
+		unsigned count;
+	} seen[16];
+	unsigned count = 0;
+
+	t->targets = 0;
+	if (!is_indirect(t))
+		return;
+	for (unsigned n = 0; n + 1 < tr->seen_blocks; n++) {
+		uint64_t to = tr->seen_block[n + 1];
+		unsigned k = 0;
+
+		if (tr->seen_block[n] != t->b->key || (to ^ t->b->key) >> 14 || ((to ^ t->b->key) & 3))
+			continue;
+		while (k < count && seen[k].offset != (int)(to >> 2 & 4095))
+			k++;
+		if (k == 16)
+			continue;
+		if (k == count) {
+			seen[k].offset = (int)(to >> 2 & 4095);
+			seen[k].count = 0;
+			count++;
+		}
+		seen[k].count++;
+	}
+	while (t->targets < TARGETS_INSIDE && t->targets < count) {
+		unsigned best = 0;
+
+		for (unsigned k = 1; k < count; k++)
+			if (seen[k].count > seen[best].count)
+				best = k;
+		t->target[t->targets++] = seen[best].offset;
+		seen[best].count = 0;
+	}
+}
+
 /* Loops first, then what they call. */
 void region_collect(struct tx *x, const uint8_t *page)
 {
 	for (int calls = 0; calls <= x->calls; calls++) {
 		for (unsigned n = 0; n < x->blocks; n++) {
+			struct tx_block *t = &x->pool->block[n];
 			int64_t to[2];
 
-			find_successors(&x->pool->block[n], calls, to);
+			find_successors(t, calls, to);
 			add_block(x, page, to[0], calls);
 			add_block(x, page, to[1], calls);
-			if (calls)
-				add_block(x, page, find_call(&x->pool->block[n]), true);
+			if (!calls)
+				continue;
+			add_block(x, page, find_call(t), true);
+			find_targets(x, t);
+			for (unsigned k = 0; k < t->targets; k++)
+				add_block(x, page, t->target[k], true);
 		}
 	}
 }
@@ -127,6 +190,24 @@ void region_collect(struct tx *x, const uint8_t *page)
 static int find_inside(const struct tx *x, int64_t offset)
 {
 	return offset < 0 || offset >= 4096 ? -1 : region_find(x, (int)offset);
+}
+
+static unsigned targets_of(const struct tx *x, const struct tx_block *t, unsigned to[TARGETS_INSIDE])
+{
+	unsigned count = 0;
+
+	for (unsigned n = 0; n < t->targets; n++) {
+		int block = region_find(x, t->target[n]);
+
+		if (block >= 0)
+			to[count++] = (unsigned)block;
+	}
+	return count;
+}
+
+unsigned region_targets(const struct tx *x, unsigned to[TARGETS_INSIDE])
+{
+	return targets_of(x, &x->pool->block[x->block], to);
 }
 
 /* The blocks to which the function leads that begins with the block, a bit each. */
@@ -151,6 +232,19 @@ static uint32_t function_of(const struct tx *x, unsigned first)
 	return seen;
 }
 
+/* The blocks of the functions that the block's call may lead to. */
+static uint32_t find_functions(const struct tx *x, unsigned block)
+{
+	const struct tx_block *t = &x->pool->block[block];
+	unsigned to[TARGETS_INSIDE], count = targets_of(x, t, to);
+	int callee = find_inside(x, find_call(t));
+	uint32_t functions = callee < 0 ? 0 : function_of(x, (unsigned)callee);
+
+	for (unsigned n = 0; n < count; n++)
+		functions |= function_of(x, to[n]);
+	return functions;
+}
+
 /* Where calls go on that the return at the end of the block may belong to, at most RETURNS_INSIDE: block indices; their number. */
 static unsigned find_returns(const struct tx *x, unsigned from, unsigned to[RETURNS_INSIDE])
 {
@@ -158,10 +252,9 @@ static unsigned find_returns(const struct tx *x, unsigned from, unsigned to[RETU
 
 	_Static_assert(REGION_BLOCKS <= 32, "a block is a bit");
 	for (unsigned n = 0; n < x->blocks && count < RETURNS_INSIDE; n++) {
-		const struct tx_block *t = &x->pool->block[n];
-		int callee = find_inside(x, find_call(t)), next = callee < 0 ? -1 : find_inside(x, t->insn[t->count - 1].next);
+		int next = find_inside(x, x->pool->block[n].insn[x->pool->block[n].count - 1].next);
 
-		if (next >= 0 && (function_of(x, (unsigned)callee) >> from & 1))
+		if (next >= 0 && (find_functions(x, n) >> from & 1))
 			to[count++] = (unsigned)next;
 	}
 	return count;
@@ -172,10 +265,9 @@ unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE])
 	return x->calls ? find_returns(x, x->block, to) : 0;
 }
 
-bool region_has_call(const struct tx *x, int64_t target, int next)
+/* All returns of the blocks that are known may go on at `next`. */
+static bool return_to(const struct tx *x, uint32_t function, int next)
 {
-	int callee = x->calls ? find_inside(x, target) : -1;
-	uint32_t function = callee < 0 ? 0 : function_of(x, (unsigned)callee);
 	bool returns = false;
 
 	for (unsigned n = 0; n < x->blocks; n++) {
@@ -192,6 +284,23 @@ bool region_has_call(const struct tx *x, int64_t target, int next)
 		returns = true;
 	}
 	return returns;
+}
+
+bool region_has_call(const struct tx *x, int64_t target, int next)
+{
+	int callee = x->calls ? find_inside(x, target) : -1;
+
+	return callee >= 0 && return_to(x, function_of(x, (unsigned)callee), next);
+}
+
+bool region_has_calls(const struct tx *x, int next)
+{
+	unsigned to[TARGETS_INSIDE], count = region_targets(x, to);
+
+	for (unsigned n = 0; n < count; n++)
+		if (!return_to(x, function_of(x, to[n]), next))
+			return false;
+	return count > 0;
 }
 
 /* --- status flags --- */
@@ -242,8 +351,12 @@ void region_find_flags(struct tx *x)
 static bool leads_to_poll(const struct tx *x, const struct tx_block *t, uint32_t known)
 {
 	bool conditional = category_of(t) == ZYDIS_CATEGORY_COND_BR;
+	unsigned inside[TARGETS_INSIDE];
 	int64_t to[2];
 
+	/* Forward within the region nobody looks. */
+	if (targets_of(x, t, inside))
+		return false;
 	find_successors(t, false, to);
 	switch (category_of(t)) {
 	case ZYDIS_CATEGORY_UNCOND_BR:

@@ -708,13 +708,33 @@ static uint32_t translate_hot(struct engine *e, struct block *b, unsigned view)
 			b->hot = 0;
 		return b->tb[view];
 	}
-	b->hot++;
 	tb = translate_block(e, b, view, true);
+	if (tb == TB_LATER) {
+		b->hot |= BLOCK_HOT_WANTED;
+		return b->tb[view];
+	}
+	b->hot++;
 	if (!tb)
 		return b->tb[view];
 	if (b->tb[view])
 		translator_drop_code(e, b->tb[view] - 1);
 	return b->tb[view] = tb;
+}
+
+/* The block is noted and interpreted; after the last one the region is made for which that was done. */
+static enum translator_did watch(struct engine *e, const struct block *b)
+{
+	struct translator *t = e->translator;
+	struct block *head;
+
+	t->seen_block[t->seen_blocks++] = b->key;
+	t->chain_from = 0;
+	if (--t->watching)
+		return DID_NOTHING;
+	head = blocks_cached(e, t->watched);
+	if (head && (head->hot & BLOCK_HOT_WANTED))
+		translate_hot(e, head, t->watch_view);
+	return DID_RUN;
 }
 
 enum translator_did translator_step(struct engine *e, struct block *b)
@@ -735,6 +755,8 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		t->chain_from = 0;
 		return DID_LEAVE_ONE;
 	}
+	if (engine_unlikely(t->watching))
+		return watch(e, b);
 	if (!(e->flat || tx32_ready(e)) || e->align_check || (e->cpu->rflags & FLAG_DF)) {
 		t->chain_from = 0;
 		return DID_NOTHING;
@@ -747,6 +769,8 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 	if (b->hot && (!tb || (b->hot & BLOCK_HOT_WANTED))) {
 		tb = translate_hot(e, b, view);
 		chain_from = 0;
+		if (t->watching)
+			return watch(e, b);
 	}
 	if (!tb) {
 		t->chain_from = 0;

@@ -424,6 +424,7 @@ int engines_main(const struct subject *subject, int argc, char **argv)
 	translator = t->sides[1].engine->translator;
 	translator->heat = 1;
 	translator->hot_after = 2;
+	translator->watch = 5;
 	for (uint64_t n = o.first; n < o.first + o.count; n++) {
 		/* Every other program with each operand that faults given to the software TLB. */
 		translator->soft_after = n % 2 ? 1 : ~0u >> 1;
