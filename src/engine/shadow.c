@@ -57,6 +57,7 @@ int shadow_create(struct engine *e, int ram_fd, enum shadow_policy policy, struc
 	}
 	s->ram_fd = ram_fd;
 	s->policy = policy;
+	s->splits_max = SPLITS_MAX;
 	s->deltas = deltas;
 	/* As mmu.c has it. */
 	s->reserved_bits = ~((1ull << (phys_bits < 32 || phys_bits > 52 ? 40 : phys_bits)) - 1) & 0x000fffffffffffffull;

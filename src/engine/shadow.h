@@ -51,6 +51,12 @@ void shadow_destroy(struct engine *e);
  */
 bool shadow_fill(struct engine *e, uint64_t gva, bool is_write);
 
+/*
+ * The present address space has lately needed more mappings than the host has for us: what is mapped now pushes out what will be wanted
+ * again. Its accesses had better do without mappings for a while.
+ */
+bool shadow_is_crowded(const struct engine *e);
+
 /* The guest address behind a host address in a region or its guards, as the slot's present owner sees it; ~0: not in a region. */
 uint64_t shadow_gva(const struct engine *e, uint64_t hva);
 

@@ -92,7 +92,9 @@ static void set_large(struct engine *e, uint64_t gpa, unsigned level, bool reado
 		if (node->key != key || !bit_test(t->writable, node->index))
 			continue;
 		if (set_protection(e, region_base(t->slot) + offset, readonly)) {
-			leaf_add_splits(s, node->table, node->index, readonly ? 2 : -2);
+			bool lazy = s->child[node->table][node->index] & LEAF_LAZY;
+
+			leaf_add_splits(s, node->table, node->index, readonly || lazy ? 2 : -2);
 		} else {
 			/* Takes nodes out of the chain that is being followed. */
 			slot_evict(e, t->slot);

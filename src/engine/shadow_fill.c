@@ -191,6 +191,38 @@ static int count_splits(struct engine *e, uint64_t gpa, uint64_t size)
 	return count < 0 ? 0 : count;
 }
 
+/*
+ * The guest's text may be tens of thousands of guarded pages, and to cut a direct map at each of them, again whenever it is mapped, would cost more
+ * than all the rest and push out everything else. Then a large leaf is mapped read-only as a whole, and where it is written, as here, the page becomes
+ * writable with those around it in its 2 MiB that are not guarded.
+ */
+static bool open_run(struct engine *e, const struct fill *f, unsigned id, unsigned i)
+{
+	struct shadow_table *t = &e->shadow->tables[id];
+	uint64_t span = level_span(t->level), in_leaf = f->gva & (span - 1) & ~0xfffull, start, end;
+	uint64_t gpa = leaf_frame(f->entry[f->level], t->level) + in_leaf, page = f->offset >> 12, first = page, last = page;
+
+	for (unsigned n = 0; n < RAM_RANGE_MAX && e->block->ram.ranges[n].size; n++) {
+		const struct ram_range *r = &e->block->ram.ranges[n];
+		uint64_t low, high;
+
+		if (gpa - r->gpa >= r->size || !clip(r, gpa & ~0x1fffffull, 0x200000, &start, &end))
+			continue;
+		low = page - ((gpa - start) >> 12);
+		high = page + ((end - gpa) >> 12) - 1;
+		while (first > low && !bit_test(e->shadow->guarded, (unsigned)first - 1))
+			first--;
+		while (last < high && !bit_test(e->shadow->guarded, (unsigned)last + 1))
+			last++;
+		break;
+	}
+	leaf_add_splits(e->shadow, id, i, 2);
+	if (make_writable(e, region_base(t->slot) + t->base + i * span + in_leaf - ((page - first) << 12), (last - first + 1) << 12))
+		return true;
+	slot_clear(e, t->slot);
+	return false;
+}
+
 static void note_owner(struct shadow *s, uint64_t page, unsigned id, unsigned i)
 {
 	uint32_t me = id << 9 | i, other = s->owner[page];
@@ -361,13 +393,14 @@ static bool fill_large(struct engine *e, struct fill *f, const unsigned *path)
 	struct shadow_table *t = &s->tables[id];
 	uint64_t span = level_span(f->level), gpa = leaf_frame(f->entry[f->level], f->level), start;
 	uint64_t all = ~0ull, any = 0;
-	bool writable = f->writable && f->dirty;
+	bool writable = f->writable && f->dirty, lazy;
 
 	if (bit_test(t->used, i) && leaf_frame(s->snapshot[id][i], f->level) == gpa) {
 		if (!f->is_write)
 			return true;
+		/* If not lazy, it had code, and shadow_fill() has seen that it has none now. */
 		if (bit_test(t->writable, i))
-			return true; /* it had code, and shadow_fill() has seen that it has none now */
+			return !(s->child[id][i] & LEAF_LAZY) || open_run(e, f, id, i);
 	}
 	if (bit_test(t->used, i)) {
 		leaf_clear(e, id, i);
@@ -382,6 +415,7 @@ static bool fill_large(struct engine *e, struct fill *f, const unsigned *path)
 	guard_code(e, start, (last - first + 1) * span);
 	if (!t->live)
 		return false; /* guarding may cost a slot, this one too */
+	lazy = writable && count_splits(e, start, (last - first + 1) * span) > s->splits_max;
 	for (unsigned n = first; n <= last; n++) {
 		uint64_t entry = as_mapped(e, f, id, n, (uint64_t)n - i);
 
@@ -393,13 +427,16 @@ static bool fill_large(struct engine *e, struct fill *f, const unsigned *path)
 			last = n - 1;
 			break;
 		}
-		leaf_add_splits(s, id, n, count_splits(e, start + (n - first) * span, span));
+		if (lazy)
+			s->child[id][n] = LEAF_LAZY;
+		/* Lazy and other leaves do not merge. */
+		leaf_add_splits(s, id, n, !lazy ? count_splits(e, start + (n - first) * span, span) : n == first ? 2 : 0);
 		all &= entry;
 		any |= entry;
 	}
 	note_globals(e, f, path, all, any);
-	if (map_large(e, region_base(t->slot) + t->base + first * span, start, (last - first + 1) * span, writable))
-		return true;
+	if (map_large(e, region_base(t->slot) + t->base + first * span, start, (last - first + 1) * span, writable && !lazy))
+		return !(lazy && f->is_write) || open_run(e, f, id, i);
 	slot_clear(e, t->slot);
 	return false;
 }
@@ -491,10 +528,8 @@ static bool fill(struct engine *e, struct fill *f)
 	s->pinned = (unsigned)slot + 1;
 	if (!fits_type(e, f, (unsigned)slot))
 		return false;
-	while (s->vmas > VMAS_MAX && slot_evict_one(e))
-		;
 	if (s->vmas > VMAS_MAX)
-		slot_clear(e, (unsigned)slot);
+		slots_make_room(e);
 	if (!open_path(e, f, (unsigned)slot, path)) {
 		slot_clear(e, (unsigned)slot);
 		return false;

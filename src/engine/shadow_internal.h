@@ -42,6 +42,9 @@
 /* Of vm.max_map_count's 65,530: what is left is for the process, and for a fill that takes more than it was expected to. */
 #define VMAS_MAX 45000u
 
+#define LEAF_LAZY 0x8000u
+#define SPLITS_MAX 512 /* VMAs that guarded pages may cost a fill; large pages that would need more become lazy */
+
 #define OWNER_NONE 0u
 #define OWNER_MANY ~0u
 
@@ -51,8 +54,8 @@ struct shadow_table {
 	uint64_t used[8];     /* entries that lead to a record or are mapped */
 	uint64_t inner[8];    /* … of those: lead to a record, child[] says which; else a leaf */
 	uint64_t writable[8]; /* … leaves that are mapped writable */
+	uint32_t runs; /* of mappings, at most: what the leaves cost in VMAs */
 	uint16_t next_free;
-	uint16_t runs; /* of mappings, at most: what the leaves cost in VMAs */
 	uint8_t level; /* 3: PDPT, 2: PD, 1: PT */
 	uint8_t slot;
 	uint8_t layout; /* enum table_layout */
@@ -122,6 +125,7 @@ struct shadow {
 	enum shadow_policy policy;
 	struct shadow_deltas *deltas;
 	uint64_t reserved_bits; /* of table entries, with NXE set */
+	int splits_max;		/* SPLITS_MAX; tests set less */
 	uint64_t page_count;
 	uint32_t *owner; /* by memfd page: which PT leaf it may be mapped writable by: table << 9 | index, NONE or MANY */
 
@@ -143,6 +147,8 @@ struct shadow {
 	bool lost;   /* some slot is */
 	bool broken; /* something could not be unmapped: nothing is attached ever again */
 	unsigned pinned; /* slot number + 1 that may not be evicted */
+	/* Ticks of the TSC: when the present address space last needed more than there is, and for how long that is believed of it. */
+	uint64_t crowded_since, crowded_for;
 	uint16_t first_free;
 	uint32_t first_free_node;
 	uint8_t attached[512] __attribute__((aligned(8))); /* slot number + 1 */
@@ -153,7 +159,8 @@ struct shadow {
 	uint32_t buckets[LARGE_BUCKETS];
 	struct large_node nodes[LARGE_MAX]; /* 0 is none */
 	struct shadow_table tables[TABLES_MAX];
-	uint16_t child[TABLES_MAX][512]; /* inner: record; large leaf: VMAs that guarded pages in it cost */
+	/* Inner: record. Large leaf: VMAs that guarded pages in it cost; LEAF_LAZY: mapped read-only, and then by parts writable (open_run()). */
+	uint16_t child[TABLES_MAX][512];
 	uint64_t snapshot[TABLES_MAX][512];
 };
 
@@ -223,6 +230,8 @@ void slot_set_type(struct engine *e, unsigned slot, enum slot_type type);
 void slot_clear(struct engine *e, unsigned slot);
 /* Gives up the least recently used slot that is not pinned. False: there is none. */
 bool slot_evict_one(struct engine *e);
+/* Makes room for the pinned slot: others go, detached ones first; its own content if it is the one that takes the room. */
+void slots_make_room(struct engine *e);
 void slot_evict(struct engine *e, unsigned slot);
 /* Follows CR3, CR4 and EFER; compares with the guest's tables what may not be used any longer without. */
 void root_update(struct engine *e, enum root_reason reason);
@@ -238,6 +247,7 @@ void table_drop(struct shadow *s, unsigned table);
 /* An entry comes into use as a leaf, mapped now, or its mapping changes to writable. False: no node for a large leaf. */
 bool leaf_set(struct engine *e, unsigned table, unsigned index, uint64_t entry, bool writable);
 void leaf_clear(struct engine *e, unsigned table, unsigned index);
+/* A page in a large leaf has changed its protection, or several have. The sum stays within what such a leaf can be cut into. */
 void leaf_add_splits(struct shadow *s, unsigned table, unsigned index, int vmas);
 /* Compares a slot with the guest's tables and unmaps what is not so any more. */
 void slot_sync(struct engine *e, unsigned slot, bool globals);

@@ -4,8 +4,13 @@
  * that was not attached is compared with the guest's tables before code can reach it.
  */
 #include <sys/mman.h>
+#include <x86intrin.h>
 
 #include "engine/shadow_internal.h"
+
+/* Ticks of the TSC. To fill all mappings takes about a second, so that is what it costs to find out that it is crowded still. */
+#define CROWDED_FIRST (1ull << 34)
+#define CROWDED_MAX (1ull << 38)
 
 /* --- deltas --- */
 
@@ -190,6 +195,51 @@ bool slot_evict_one(struct engine *e)
 		return false;
 	slot_evict(e, (unsigned)victim);
 	return true;
+}
+
+static bool is_any_detached(const struct shadow *s)
+{
+	int victim = find_victim(s, 512);
+
+	return victim >= 0 && !s->slots[victim].attached;
+}
+
+static void note_crowded(struct shadow *s)
+{
+	uint64_t now = __rdtsc(), since = now - s->crowded_since;
+
+	if (s->crowded_for && since < CROWDED_FIRST / 16)
+		return; /* the same event */
+	if (s->crowded_for && since < 2 * s->crowded_for)
+		s->crowded_for = s->crowded_for < CROWDED_MAX ? 2 * s->crowded_for : CROWDED_MAX;
+	else
+		s->crowded_for = CROWDED_FIRST;
+	s->crowded_since = now;
+}
+
+bool shadow_is_crowded(const struct engine *e)
+{
+	const struct shadow *s = e->shadow;
+
+	return s && s->crowded_for && __rdtsc() - s->crowded_since < s->crowded_for;
+}
+
+void slots_make_room(struct engine *e)
+{
+	struct shadow *s = e->shadow;
+	unsigned slot = s->pinned - 1;
+
+	while (s->vmas > VMAS_MAX && is_any_detached(s))
+		slot_evict_one(e);
+	if (s->vmas <= VMAS_MAX)
+		return;
+	note_crowded(s);
+	while (s->vmas > VMAS_MAX && s->slots[slot].vmas < VMAS_MAX / 2 && slot_evict_one(e))
+		;
+	if (s->vmas > VMAS_MAX) {
+		slot_clear(e, slot);
+		e->stats->shadow_evictions++;
+	}
 }
 
 /* The kernel's half from the bottom, where deltas are canonical; the users' from the top. */

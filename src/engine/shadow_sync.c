@@ -121,15 +121,19 @@ static void add_runs(struct shadow *s, unsigned id, int runs)
 {
 	struct shadow_table *t = &s->tables[id];
 
-	t->runs = (uint16_t)(t->runs + runs);
+	t->runs += (uint32_t)runs;
 	s->slots[t->slot].vmas += (uint32_t)runs;
 	s->vmas += (uint32_t)runs;
 }
 
 void leaf_add_splits(struct shadow *s, unsigned id, unsigned i, int vmas)
 {
-	s->child[id][i] = (uint16_t)(s->child[id][i] + vmas);
-	add_runs(s, id, vmas);
+	uint16_t *child = &s->child[id][i];
+	int before = *child & ~LEAF_LAZY, max = s->tables[id].level == 2 ? 1024 : LEAF_LAZY - 1, now = before + vmas;
+
+	now = now < 0 ? 0 : now > max ? max : now;
+	*child = (uint16_t)((*child & LEAF_LAZY) | (unsigned)now);
+	add_runs(s, id, now - before);
 }
 
 bool leaf_set(struct engine *e, unsigned id, unsigned i, uint64_t entry, bool writable)
@@ -162,7 +166,7 @@ void leaf_clear(struct engine *e, unsigned id, unsigned i)
 
 	if (t->level > 1) {
 		large_remove(s, leaf_frame(s->snapshot[id][i], t->level) | t->level, id, i);
-		leaf_add_splits(s, id, i, -(int)s->child[id][i]);
+		leaf_add_splits(s, id, i, -(int)(s->child[id][i] & ~LEAF_LAZY));
 	}
 	bit_clear(t->used, i);
 	bit_clear(t->writable, i);

@@ -102,6 +102,8 @@ static void *hoard_mappings(unsigned left)
 	return area;
 }
 
+static void check_maps(void);
+
 /* --- one thing at a time --- */
 
 START_TEST(test_first_touch)
@@ -245,6 +247,71 @@ START_TEST(test_code_pages)
 	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x201000, true), -1);
 	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x201000, false), 0x201);
 	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x202000, true), 0x202);
+}
+END_TEST
+
+/* More code in a large page than is worth cutting it up for: what is written becomes writable by and by. */
+START_TEST(test_much_code)
+{
+	struct shadow *s = f.engine->shadow;
+	uint64_t mmaps;
+
+	for (unsigned page = 0x200; page < 0x400; page++)
+		if (page % 3) {
+			f.shared->code_pages[page / 64] |= 1ull << page % 64;
+			mmu_protect_code(f.engine, page);
+		}
+	mmaps = f.engine->stats->shadow_mmaps;
+	ck_assert(fill(SHADOW_SUPERVISOR, 0x205000, false));
+	ck_assert_uint_eq(f.engine->stats->shadow_mmaps, mmaps + 1);
+	ck_assert_uint_lt(s->vmas, 16);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x205000, false), 0x205);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x3ff000, false), 0x3ff);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x205000, true), -1);
+	ck_assert(!fill(SHADOW_SUPERVISOR, 0x205000, true));
+	ck_assert(fill(SHADOW_SUPERVISOR, 0x207000, true));
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x207000, true), 0x207);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x206000, true), -1);
+	/* With the neighbours that have no code. */
+	for (unsigned page = 0x300; page < 0x308; page++)
+		f.shared->code_pages[page / 64] &= ~(1ull << page % 64);
+	for (unsigned page = 0x300; page < 0x308; page++)
+		ck_assert(fill(SHADOW_SUPERVISOR, page * 4096ull, true));
+	for (unsigned page = 0x300; page < 0x308; page++)
+		ck_assert_int_eq(probe(SHADOW_SUPERVISOR, page * 4096ull, true), page);
+	f.shared->code_pages[0x303 / 64] |= 1ull << 0x303 % 64;
+	mmu_protect_code(f.engine, 0x303);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x303000, true), -1);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, 0x304000, true), 0x304);
+	check_maps();
+	shadow_layout_changed(f.engine);
+	ck_assert_uint_eq(s->vmas, 0);
+}
+END_TEST
+
+/* More scattered pages in one address space than there are mappings: what else is mapped stays, and it is known for a while. */
+START_TEST(test_crowded)
+{
+	struct shadow *s = f.engine->shadow;
+	uint64_t other = 1ull << 39;
+
+	fixture_put64(&f, FIXTURE_PML4 + 8, (FIXTURE_PML4 + 0x1000) | 0x27);
+	for (unsigned n = 1; n < 512; n++)
+		fixture_put64(&f, FIXTURE_PML4 + 0x2000 + n * 8, (FIXTURE_PML4 + 0x3000) | 0x27);
+	for (unsigned n = 0; n < 512; n++) /* backwards: no two are one mapping */
+		fixture_put64(&f, FIXTURE_PML4 + 0x3000 + n * 8, (511 - n) * 0x1000ull | 0x67);
+	mmu_flush_all(f.engine);
+	ck_assert(fill(SHADOW_SUPERVISOR, other, false));
+	for (unsigned n = 0; n < VMAS_MAX + 1000; n++) {
+		ck_assert(fill(SHADOW_SUPERVISOR, n * 4096ull, false));
+		if (n == VMAS_MAX - 1000)
+			ck_assert(!shadow_is_crowded(f.engine));
+	}
+	ck_assert(shadow_is_crowded(f.engine));
+	ck_assert_uint_lt(s->vmas, 2000);
+	ck_assert_int_eq(f.engine->stats->shadow_evictions, 1);
+	ck_assert_int_eq(probe(SHADOW_SUPERVISOR, other, false), 0x1ff);
+	check_maps();
 }
 END_TEST
 
@@ -556,6 +623,8 @@ static void run_random(enum shadow_policy policy, bool mixed, bool hoard, uint64
 
 	random_state = seed;
 	open_policy(policy);
+	if (seed & 1) /* all large leaves become lazy, or many do */
+		f.engine->shadow->splits_max = (int)(seed & 2) - 1;
 	memset(f.ram + POOL, 0, 21 * 4096);
 	stamp_all();
 	for (unsigned n = 0; n < 200; n++)
@@ -619,6 +688,9 @@ int main(void)
 	tcase_add_test(one, test_globals_outlive_cr3);
 	tcase_add_test(one, test_privilege);
 	tcase_add_test(one, test_code_pages);
+	tcase_add_test(one, test_much_code);
+	if (MAY_HOARD)
+		tcase_add_test(one, test_crowded);
 	tcase_add_test(one, test_canonical_kernel_deltas);
 	tcase_add_test(one, test_roots);
 	tcase_add_test(one, test_pcids);
