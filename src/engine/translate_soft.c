@@ -19,6 +19,9 @@
  *                or a greater part of the time goes into them than went into faults,
  *                or most misses are of pages that had been found before: more pages than the TLB has room for,
  *                or pages in a row are missed that are there already: a slot's fault maps many of them
+ *
+ * But if the slots have no room either (shadow_is_crowded()), each fault would push out a mapping that is wanted again, so then a miss is all
+ * that an access can have: after a few faults it goes by the TLB, and only the first of these rules counts.
  */
 #include <x86intrin.h>
 
@@ -27,6 +30,8 @@
 #define SOFT_RUN 8192
 #define SOFT_ROW 16
 #define LEVEL_NEVER 8
+#define LEVEL_MAX 7
+#define LEVEL_CROWDED 3
 /* Cycles: of a slot's fault, of a miss, of a look-up. */
 #define COST_FAULT 20000u
 #define COST_MISS 350u
@@ -170,6 +175,7 @@ bool soft_fault(struct engine *e, uint64_t at)
 {
 	struct translator *t = e->translator;
 	struct soft_site *s = site_find(t, at);
+	unsigned level;
 
 	if (!s)
 		s = site_take(t, at);
@@ -185,7 +191,10 @@ bool soft_fault(struct engine *e, uint64_t at)
 	}
 	if (!s->faults)
 		s->since = __rdtsc();
-	if (++s->faults < (uint64_t)t->soft_after << s->level)
+	level = s->level;
+	if (level > LEVEL_CROWDED && shadow_is_crowded(e))
+		level = LEVEL_CROWDED;
+	if (++s->faults < (uint64_t)t->soft_after << level)
 		return false;
 	s->cost = share((uint64_t)s->faults * COST_FAULT, __rdtsc() - s->since);
 	s->soft = true;
@@ -227,7 +236,7 @@ static bool is_unfit(const struct soft_site *s)
 	return is_crowded(s) || s->row >= SOFT_ROW;
 }
 
-static void note_miss(struct engine *e, struct soft_site *s)
+static void note_miss(struct engine *e, struct soft_site *s, bool no_room)
 {
 	uint64_t gva = e->translator->hot.tlb_gva;
 	bool again = is_again(e, gva), next = gva && gva >> 12 == s->page + 1;
@@ -236,37 +245,43 @@ static void note_miss(struct engine *e, struct soft_site *s)
 	s->again += again;
 	s->page = gva >> 12;
 	/* What is used again is worth a mapping, for when slots come back; what is being touched for the first time has none. */
-	s->row = (again || next) && shadow_fill(e, gva, s->writes) && next ? s->row + 1 : 0;
+	s->row = (again || next) && !no_room && shadow_fill(e, gva, s->writes) && next ? s->row + 1 : 0;
 }
 
-static bool pays(const struct soft_site *s)
+static bool pays(const struct soft_site *s, bool no_room)
 {
 	uint64_t runs = (uint64_t)(SOFT_RUN - (int64_t)s->left);
 	uint64_t cost = runs * COST_LOOKUP + (uint64_t)s->misses * COST_MISS;
 
-	return cost <= (uint64_t)s->misses * COST_FAULT && !is_unfit(s) && share(cost, __rdtsc() - s->since) <= s->cost;
+	return cost <= (uint64_t)s->misses * COST_FAULT &&
+	       (no_room || (!is_unfit(s) && share(cost, __rdtsc() - s->since) <= s->cost));
 }
 
 bool soft_left(struct engine *e, uint64_t at)
 {
 	struct soft_site *s = site_find(e->translator, at);
+	bool no_room, unfit;
 
 	if (!s || !s->soft)
 		return true;
+	no_room = shadow_is_crowded(e);
 	if (s->left > 0) {
-		note_miss(e, s);
+		note_miss(e, s, no_room);
 		/* What is interpreted does not count by itself. */
 		s->left -= 8;
 	}
-	if (s->left > 0 && !is_unfit(s))
+	unfit = !no_room && is_unfit(s);
+	if (s->left > 0 && !unfit)
 		return false;
-	if (pays(s)) {
+	if (pays(s, no_room)) {
 		s->since = __rdtsc();
 		s->misses = s->again = s->row = 0;
 		s->left = SOFT_RUN;
 		return false;
 	}
-	s->level = (uint8_t)(s->level + (is_crowded(s) ? 2 : 1));
+	s->level = (uint8_t)(s->level + (!no_room && is_crowded(s) ? 2 : 1));
+	if (s->level > LEVEL_MAX)
+		s->level = LEVEL_MAX;
 	s->soft = false;
 	s->faults = 0;
 	e->stats->soft_ends++;
