@@ -140,6 +140,7 @@ enum site_kind {
 	SITE_INTERP, /* the interpreter does the instruction at `offset` */
 	SITE_TARGET, /* the guest goes to hot.target; `offset` is the branch, `undo` what it has moved RSP by
 		      */
+	SITE_STRANGE, /* the same of an indirect call of a region that has often led to none of the places that it is compared with */
 	SITE_MISS,   /* the operand of the instruction at `offset` lies in another slot than was foreseen */
 	SITE_HOT,    /* the block has run often: it is at its start */
 	SITE_SOFT,   /* as SITE_INTERP: the software TLB does not know the page, or the strategy is to be judged */
@@ -170,7 +171,7 @@ struct tb {
 	uint32_t map, maps;  /* its part of the fault map */
 	uint32_t site;	     /* its first one; the next block's follow */
 	uint32_t incoming;   /* site index + 1 */
-	int32_t heat;	     /* entries that are left until it is hot */
+	int32_t heat;	     /* entries that are left until it is hot; a region: indirect calls to strange targets */
 	uint8_t view;
 	bool mode32;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
@@ -202,6 +203,15 @@ struct soft_site {
 	bool soft, writes;
 };
 #define SOFT_NONE ~0ull
+
+/* Where an indirect call has been seen to lead within its page. */
+#define CALLS 256u
+#define TARGETS_INSIDE 5
+struct indirect_call {
+	uint64_t at; /* its offset in the memfd + 1 */
+	unsigned count;
+	int target[TARGETS_INSIDE]; /* offsets in the page */
+};
 #define SOFT_PAGES 4096u
 
 /*
@@ -293,6 +303,7 @@ struct translator {
 	unsigned watch_view;
 	unsigned seen_blocks;
 	uint64_t seen_block[WATCH];
+	struct indirect_call calls[CALLS]; /* hashed */
 };
 
 /* --- code_cache.c --- */
@@ -409,16 +420,15 @@ struct tx_facts {
 };
 
 /* A block of a region, and the code that it has: one version for each set of facts that hold when it is reached. */
-#define REGION_BLOCKS 24
-#define REGION_INSNS 224
+#define REGION_BLOCKS 32
+#define REGION_INSNS 288
 #define REGION_LOOP_BLOCKS 16 /* of them, without those behind calls */
 #define REGION_LOOP_INSNS 160
-#define REGION_VERSIONS 40
-#define REGION_EDGES 128
-#define REGION_EMIT 640 /* instructions in all versions */
+#define REGION_VERSIONS 56
+#define REGION_EDGES 176
+#define REGION_EMIT 800 /* instructions in all versions */
 #define VERSIONS_EACH 3
-#define RETURNS_INSIDE 5 /* places with which a return compares its address */
-#define TARGETS_INSIDE 5 /* and an indirect call its target */
+#define RETURNS_INSIDE 5 /* places with which a return compares its address, as TARGETS_INSIDE for indirect calls */
 struct tx_block {
 	const struct block *b;
 	struct tx_insn *insn;
@@ -556,6 +566,8 @@ unsigned region_returns(const struct tx *x, unsigned to[RETURNS_INSIDE]);
 unsigned region_targets(const struct tx *x, unsigned to[TARGETS_INSIDE]);
 /* For all of these calls that is true which region_has_call() says. */
 bool region_has_calls(const struct tx *x, int next);
+/* The indirect call at the offset in the memfd leads to that of its page. True: that was not known, and there is room. */
+bool region_learn_target(struct translator *t, uint64_t at, int target);
 /* Blocks end with indirect calls. */
 bool region_is_indirect(const struct tx *x);
 

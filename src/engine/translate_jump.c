@@ -197,12 +197,13 @@ void tx_land(struct tx *x, uint8_t *left, int next)
 
 /*
  * The address in S1, which is in hot.target too, is compared with those of the region's blocks: base + offset − address = 0. No flags are
- * touched. Goes on behind if it is none of them; S1 and S2 are destroyed. Whoever goes back looks for events.
+ * touched. Goes on behind if it is none of them; S1 and S2 are destroyed. Whoever goes back looks for events. learns: misses are counted,
+ * so that C may hear of them.
  */
-static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int offset)
+static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int offset, bool learns)
 {
 	struct emit *m = &x->m;
-	uint8_t *hit[RETURNS_INSIDE], *miss;
+	uint8_t *hit[RETURNS_INSIDE], *miss, *strange;
 	int last = 0;
 
 	_Static_assert(TARGETS_INSIDE <= RETURNS_INSIDE && RETURNS_INSIDE <= 5, "within reach of JRCXZ");
@@ -219,8 +220,19 @@ static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int
 		last = at;
 		hit[n] = emit_jrcxz(m);
 	}
+	if (learns) {
+		emit_load_low(m, RCX, mem_abs(&x->t->tbs[x->tb].heat));
+		emit_lea32(m, RCX, mem_base(RCX, -1));
+		emit_op_mem32(m, 0x89, RCX, mem_abs(&x->t->tbs[x->tb].heat));
+		strange = emit_jrcxz(m);
+	}
 	emit_move(m, RCX, S2);
 	miss = emit_jmp(m);
+	if (learns) {
+		emit_patch8(strange, m->p);
+		emit_move(m, RCX, S2);
+		tx_stub(x, emit_jmp(m), STUB_SITE, tx_site(x, SITE_STRANGE, offset, -8));
+	}
 	for (unsigned n = 0; n < count; n++) {
 		int at = x->pool->block[to[n]].offset;
 
@@ -244,7 +256,7 @@ static void return_inside(struct tx *x, int offset)
 		return;
 	facts_clear(&x->facts);
 	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
-	compare_inside(x, to, count, offset);
+	compare_inside(x, to, count, offset, false);
 	emit_load(&x->m, S1, mem_abs(&x->t->hot.target));
 }
 
@@ -261,7 +273,7 @@ void tx_call_indirect(struct tx *x, int offset, int next)
 		left = leave_return(x);
 	if (count) {
 		emit_load(m, S1, mem_abs(&x->t->hot.target));
-		compare_inside(x, to, count, offset);
+		compare_inside(x, to, count, offset, count < TARGETS_INSIDE);
 	}
 	if (can_land(next) && inside) {
 		emit_load_low(m, S2, mem_abs(&x->t->hot.code));

@@ -123,10 +123,35 @@ bool region_is_indirect(const struct tx *x)
 	return false;
 }
 
-/* The places in the page to which the block's indirect call has led most often while the head was watched. */
+static struct indirect_call *find_call_site(struct translator *t, uint64_t at)
+{
+	struct indirect_call *c = &t->calls[at * 0x9e3779b97f4a7c15ull >> 56];
+
+	_Static_assert(CALLS == 256, "8 bits");
+	if (c->at != at + 1)
+		*c = (struct indirect_call){.at = at + 1};
+	return c;
+}
+
+bool region_learn_target(struct translator *t, uint64_t at, int target)
+{
+	struct indirect_call *c = find_call_site(t, at);
+
+	for (unsigned n = 0; n < c->count; n++)
+		if (c->target[n] == target)
+			return false;
+	if (c->count == TARGETS_INSIDE)
+		return false;
+	c->target[c->count++] = target;
+	return true;
+}
+
+/* Adds the places in the page to which the block's indirect call has led while the head was watched, most often first. */
 static void find_targets(struct tx *x, struct tx_block *t)
 {
-	const struct translator *tr = x->t;
+	struct translator *tr = x->t;
+	uint64_t at = (t->b->key >> 14 << 12) + (uint64_t)t->insn[t->count - 1].offset;
+	const struct indirect_call *call;
 	struct {
 		int offset;
 		unsigned count;
@@ -153,15 +178,18 @@ static void find_targets(struct tx *x, struct tx_block *t)
 		}
 		seen[k].count++;
 	}
-	while (t->targets < TARGETS_INSIDE && t->targets < count) {
+	for (unsigned n = 0; n < TARGETS_INSIDE && n < count; n++) {
 		unsigned best = 0;
 
 		for (unsigned k = 1; k < count; k++)
 			if (seen[k].count > seen[best].count)
 				best = k;
-		t->target[t->targets++] = seen[best].offset;
+		region_learn_target(tr, at, seen[best].offset);
 		seen[best].count = 0;
 	}
+	call = find_call_site(tr, at);
+	t->targets = call->count;
+	memcpy(t->target, call->target, sizeof(t->target));
 }
 
 /* Loops first, then what they call. */

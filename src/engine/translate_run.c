@@ -527,6 +527,18 @@ static bool repair(struct engine *e, unsigned view, uint32_t *from, unsigned *lo
 	return false;
 }
 
+/* A region's indirect call has led often to targets that it does not know, now to hot.target. */
+static void learn_target(struct engine *e, const struct site *s)
+{
+	struct translator *t = e->translator;
+	uint64_t at = code_offset(e, s->tb, s->offset);
+
+	t->tbs[s->tb].heat = INT32_MAX;
+	if (at != SOFT_NONE && !t->tbs[s->tb].dead && t->hot.target >> 12 == t->hot.code->base >> 12 &&
+		region_learn_target(t, at, (int)(t->hot.target & 0xfff)))
+		change_strategy(e, s->tb);
+}
+
 /* An exit of the code. */
 static void leave_code(struct engine *e)
 {
@@ -546,6 +558,9 @@ static void leave_code(struct engine *e)
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 		t->interp_next = true;
 		break;
+	case SITE_STRANGE:
+		learn_target(e, s);
+		/* fall through */
 	case SITE_TARGET:
 	case SITE_FAR:
 		e->stats->exits_target++;
