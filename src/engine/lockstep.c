@@ -11,7 +11,7 @@
  * runs once more, just so far; status flags are not compared there, as a check may have used them where they are dead.
  *
  * Devices write to RAM at any time: what differs is computed once more from RAM as it is now, and counts only if it still
- * differs. A block that writes to more than OVERLAY_PAGES pages is not compared. The guest's tables are read without setting
+ * differs. A block that writes to more than OVERLAY_PAGES pages, or has a longer string instruction than ELEMENTS_MAX, is not compared. The guest's tables are read without setting
  * accessed and dirty bits: a TLB would not set them again.
  */
 #include "engine/lockstep.h"
@@ -28,6 +28,8 @@
 #include "engine/translate.h"
 
 #define INSNS_MAX 32u
+/* Of a repeated string instruction: element by element a longer one would take longer than the guest's timer lets it. */
+#define ELEMENTS_MAX 16384u
 
 struct lockstep {
 	struct engine *reference;
@@ -162,6 +164,13 @@ void lockstep_destroy(struct engine *e)
 
 /* --- the reference's run --- */
 
+static bool is_long_string(const struct cpu_state *c, const struct insn *i)
+{
+	return (i->flags & INSN_REP) && c->gpr[GPR_RCX] > ELEMENTS_MAX &&
+	       ((i->mnemonic >= ZYDIS_MNEMONIC_MOVSB && i->mnemonic <= ZYDIS_MNEMONIC_MOVSW) ||
+		       (i->mnemonic >= ZYDIS_MNEMONIC_STOSB && i->mnemonic <= ZYDIS_MNEMONIC_STOSW));
+}
+
 /*
  * Runs `limit` instructions from the state before, fewer if one faults or branches away. rcx: how many elements the string
  * instruction behind them has moved before it stopped; 0 none.
@@ -185,6 +194,10 @@ static void replay(struct lockstep *l, unsigned limit, uint64_t elements)
 		const struct insn *i = &l->insns[l->done];
 		uint64_t rip = c->gpr[GPR_RIP];
 
+		if (is_long_string(c, i)) {
+			l->overlay.full = true;
+			return;
+		}
 		r->current = i;
 		r->insn_rip = rip;
 		c->gpr[GPR_RIP] = rip + i->length;
