@@ -60,12 +60,18 @@ static int take_code(struct translator *t)
 	return t->write && t->execute ? 0 : -ENOMEM;
 }
 
+static void enlarge_pages(struct translator *t, uint32_t *huge, uint32_t used, uint32_t end)
+{
+	for (; *huge < used + CODE_MAX && *huge < end; *huge += HUGE_PAGE) {
+		*(volatile uint8_t *)(t->write + *huge) = t->write[*huge]; /* of nothing none is made */
+		madvise(t->execute + *huge, HUGE_PAGE, MADV_COLLAPSE);
+	}
+}
+
 void translator_enlarge_pages(struct translator *t)
 {
-	for (; t->huge < t->code_used + CODE_MAX && t->huge < CODE_SIZE; t->huge += HUGE_PAGE) {
-		*(volatile uint8_t *)(t->write + t->huge) = t->write[t->huge]; /* of nothing none is made */
-		madvise(t->execute + t->huge, HUGE_PAGE, MADV_COLLAPSE);
-	}
+	enlarge_pages(t, &t->huge, t->code_used, STUBS_AT);
+	enlarge_pages(t, &t->huge_stubs, t->stubs_used, CODE_SIZE);
 }
 
 int translator_create(struct engine *e)
@@ -83,9 +89,10 @@ int translator_create(struct engine *e)
 	t->poll = take_low(POLL_SIZE, PROT_NONE);
 	t->probe = take_low(PROBE_SIZE, PROT_NONE);
 	t->tbs = take_low(TB_MAX * sizeof(*t->tbs), PROT_READ | PROT_WRITE);
+	t->heats = take_low(TB_MAX * sizeof(*t->heats), PROT_READ | PROT_WRITE);
 	t->sites = take_low(SITE_MAX * sizeof(*t->sites), PROT_READ | PROT_WRITE);
-	t->map = take_low(MAP_MAX * sizeof(*t->map), PROT_READ | PROT_WRITE);
-	if (!t->poll || !t->probe || !t->tbs || !t->sites || !t->map || mprotect(t->poll, 4096, PROT_READ) ||
+	t->map = take_low(MAP_MAX, PROT_READ | PROT_WRITE);
+	if (!t->poll || !t->probe || !t->tbs || !t->heats || !t->sites || !t->map || mprotect(t->poll, 4096, PROT_READ) ||
 		mprotect(t->probe + PROBE_SIZE / 2, 4096, PROT_READ))
 		return -ENOMEM;
 	t->pool = take_low(sizeof(*t->pool), PROT_READ | PROT_WRITE);
@@ -98,6 +105,7 @@ int translator_create(struct engine *e)
 	t->heat = HEAT;
 	if (getrandom(&t->secret, sizeof(t->secret), 0) != sizeof(t->secret))
 		return -EIO;
+	t->huge_stubs = STUBS_AT;
 	t->hot_after = HOT;
 	t->soft_after = SOFT_FAULTS;
 	t->watch = WATCH;
@@ -131,8 +139,9 @@ void translator_destroy(struct engine *e)
 	release(t->poll, POLL_SIZE);
 	release(t->probe, PROBE_SIZE);
 	release(t->tbs, TB_MAX * sizeof(*t->tbs));
+	release(t->heats, TB_MAX * sizeof(*t->heats));
 	release(t->sites, SITE_MAX * sizeof(*t->sites));
-	release(t->map, MAP_MAX * sizeof(*t->map));
+	release(t->map, MAP_MAX);
 	release(t->pool, sizeof(*t->pool));
 	release(t->seen, e->blocks->seen_max * sizeof(*t->seen));
 	release(t->write, CODE_SIZE);
@@ -146,6 +155,14 @@ void translator_destroy(struct engine *e)
 void site_lead(struct translator *t, const struct site *s, uint32_t code)
 {
 	emit_patch(t->write + s->patch, t->write + code);
+}
+
+bool site_leads(const struct translator *t, const struct site *s, uint32_t code)
+{
+	int32_t displacement;
+
+	memcpy(&displacement, t->write + s->patch, sizeof(displacement));
+	return s->patch + sizeof(displacement) + (uint32_t)displacement == code;
 }
 
 void site_unchain(struct translator *t, uint32_t id)
@@ -173,7 +190,7 @@ void site_chain(struct engine *e, uint32_t id, const struct block *b, uint32_t t
 	if ((s->kind != SITE_CHAIN && s->kind != SITE_RETURN) || s->chained)
 		return;
 	if ((from->block & TB_CROSSING) || ((source->key ^ b->key) & 3) || source->key == BLOCK_DEAD || from->view != t->tbs[tb].view ||
-		source->tb[from->view] != s->tb + 1)
+		source->tb[from->view] != s->tb + 1u)
 		return;
 	if ((source->key >> 14 << 12) + (uint64_t)s->offset != b->key >> 2)
 		return;
@@ -239,6 +256,7 @@ void translator_reset(struct engine *e)
 		tb[0] = tb[1] = 0;
 	}
 	t->code_used = t->first;
+	t->stubs_used = STUBS_AT;
 	t->tb_used = t->map_used = 0;
 	t->site_used = 0;
 	t->chain_from = 0;

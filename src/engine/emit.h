@@ -122,6 +122,12 @@ static inline void emit_load_low(struct emit *m, int reg, struct emit_mem a)
 	emit_op_mem32(m, 0x8b, reg, a);
 }
 
+/* The lower half of reg. */
+static inline void emit_store_low(struct emit *m, int reg, struct emit_mem a)
+{
+	emit_op_mem32(m, 0x89, reg, a);
+}
+
 static inline void emit_lea(struct emit *m, int reg, struct emit_mem a)
 {
 	emit_op_mem(m, 0x8d, reg, a);
@@ -188,6 +194,15 @@ static inline void emit_imm64(struct emit *m, int reg, uint64_t imm)
 	emit8(m, 0xb8 | (unsigned)(reg & 7));
 	emit32(m, (uint32_t)imm);
 	emit32(m, (uint32_t)(imm >> 32));
+}
+
+/* reg = imm, zero-extended */
+static inline void emit_imm32(struct emit *m, int reg, uint32_t imm)
+{
+	if (reg >= 8)
+		emit8(m, 0x41);
+	emit8(m, 0xb8 | (unsigned)(reg & 7));
+	emit32(m, imm);
 }
 
 static inline void emit_shr(struct emit *m, int reg, unsigned count)

@@ -322,12 +322,11 @@ void site_link_far(struct engine *e, uint32_t id, unsigned view, const struct co
 
 	if (s->kind != SITE_FAR || from->dead || from->view != view || from->mode32 != t->tbs[tb].mode32 || page->life != to->life)
 		return;
-	if (s->chained && s->stub != tb)
+	if (s->chained && !site_leads(t, s, t->tbs[tb].code))
 		return; /* the same bytes lead elsewhere in another address space: the jump cache does */
 	if (!s->chained) {
 		s->next = t->tbs[tb].incoming;
 		t->tbs[tb].incoming = id + 1;
-		s->stub = tb;
 		s->chained = true;
 	}
 	site_lead(t, s, t->tbs[tb].code);

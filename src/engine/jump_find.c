@@ -22,7 +22,7 @@ static uint32_t find_chain(struct engine *e, unsigned view, uint32_t site)
 	const struct block *source = &e->blocks->blocks[index & ~TB_CROSSING];
 	struct block *b;
 
-	if ((index & TB_CROSSING) || source->key == BLOCK_DEAD || s->offset < 0 || s->offset > 4095)
+	if ((index & TB_CROSSING) || source->key == BLOCK_DEAD || s->offset > 4095)
 		return 0;
 	tb = find_code(e, view, source->key >> 14, (unsigned)s->offset, &b);
 	if (tb) {

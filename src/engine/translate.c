@@ -25,8 +25,8 @@ uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo)
 		return 0;
 	}
 	t->site_used++;
-	t->sites[id] = (struct site){
-		.kind = (uint8_t)kind, .offset = (int16_t)offset, .undo = (int16_t)undo, .tb = x->tb};
+	assert(offset >= 0 && offset < 0x2000 && undo >= -UNDO_MAX && undo <= UNDO_MAX);
+	t->sites[id] = (struct site){.kind = kind & 15, .offset = (unsigned)offset & 0x1fff, .undo = undo, .tb = x->tb & (TB_MAX - 1)};
 	return id;
 }
 
@@ -39,16 +39,46 @@ void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site)
 	x->pool->stubs[x->stub_count++] = (struct tx_stub){.from = from, .kind = kind, .site = site};
 }
 
-void tx_map(struct tx *x, int offset, bool poll)
+static void put_number(struct translator *t, uint32_t n)
 {
-	struct translator *t = x->t;
+	for (; n > 127; n >>= 7)
+		t->map[t->map_used++] = (uint8_t)(n | 128);
+	t->map[t->map_used++] = (uint8_t)n;
+}
 
-	if (t->map_used == MAP_MAX) {
+void tx_map(struct tx *x, int offset, enum map_kind kind)
+{
+	uint32_t host = (uint32_t)(x->m.p - x->start) + x->start_host;
+	int step = kind == MAP_TARGET || kind == MAP_RETURN ? 0 : offset - x->mapped.offset;
+
+	if (x->t->map_used + MAP_ENTRY_MAX > MAP_MAX) {
 		x->failed = true;
 		return;
 	}
-	t->map[t->map_used++] =
-		(struct map_entry){(uint32_t)(x->m.p - x->start), (int16_t)offset, poll, false};
+	put_number(x->t, host - x->mapped.host);
+	put_number(x->t, (unsigned)(step < 0 ? -step : step) << 4 | (step < 0 ? 8 : 0) | kind);
+	x->mapped.host = host;
+	x->mapped.offset += step;
+}
+
+static uint32_t get_number(const uint8_t **p)
+{
+	uint32_t n = 0;
+	unsigned shift = 0;
+
+	for (; **p & 128; shift += 7)
+		n |= (uint32_t)(*(*p)++ & 127) << shift;
+	return n | (uint32_t)*(*p)++ << shift;
+}
+
+void map_next(const uint8_t **p, struct map_entry *m)
+{
+	uint32_t n;
+
+	m->host += get_number(p);
+	n = get_number(p);
+	m->offset += n & 8 ? -(int32_t)(n >> 4) : (int32_t)(n >> 4);
+	m->kind = n & 7;
 }
 
 void tx_clobber(struct tx *x, unsigned scratch)
@@ -108,7 +138,7 @@ void tx_branch(struct tx *x, int cc, int offset)
 	}
 	if (block >= 0) {
 		if (backward && (!(x->polled >> block & 1) || (cc < 0 && (x->polling >> x->block & 1)))) {
-			tx_map(x, cc >= 0 ? from_offset : offset, true);
+			tx_map(x, cc >= 0 ? from_offset : offset, MAP_POLL);
 			tx_poll(x, S1);
 		}
 		region_go(x, (unsigned)block, cc >= 0 ? emit_jcc(&x->m, (unsigned)cc) : NULL);
@@ -123,7 +153,7 @@ void tx_branch(struct tx *x, int cc, int offset)
 		}
 	} else {
 		if (backward) {
-			tx_map(x, offset, true);
+			tx_map(x, offset, MAP_POLL);
 			tx_poll(x, S1);
 		}
 		from = emit_jmp(&x->m);
@@ -138,14 +168,14 @@ static void emit_site(struct tx *x, uint8_t *from, uint32_t id)
 	struct translator *t = x->t;
 	struct site *site = &t->sites[id];
 
-	site->patch = (uint32_t)(from - t->write);
+	site->patch = (uint32_t)(from - t->write) & PATCH_MASK;
 	site->stub = (uint32_t)(x->m.p - t->write);
 	site_lead(t, site, site->stub);
-	emit_store_imm(&x->m, &t->hot.exit_site, id);
+	emit_imm32(&x->m, S2, id);
 	if (site->kind == SITE_CHAIN || site->kind == SITE_RETURN)
-		emit_patch(emit_jmp(&x->m), t->write + t->find);
+		emit_patch(emit_jmp(&x->m), t->write + t->find_site);
 	else
-		emit_patch(emit_jmp(&x->m), t->write + (x->mode32 ? t->leave32 : t->leave));
+		emit_patch(emit_jmp(&x->m), t->write + t->leave_site[x->mode32]);
 }
 
 static void emit_stubs(struct tx *x)
@@ -170,13 +200,10 @@ static void emit_stubs(struct tx *x)
 			break;
 		case STUB_POLL:
 			emit_patch(s.from, x->m.p);
-			tx_map(x, s.offset, true);
+			tx_map(x, s.offset, MAP_POLL);
 			tx_poll(x, S1);
 			from = emit_jmp(&x->m);
 			emit_site(x, from, tx_site(x, SITE_CHAIN, s.offset, 0));
-			break;
-		case STUB_FAR:
-			tx_emit_far(x, &s);
 			break;
 		case STUB_LANDING:
 			tx_emit_landing_miss(x, &s);
@@ -242,19 +269,23 @@ void tx_emit_block(struct tx *x, const struct block *b)
 		bool gated87 = x->gated87;
 		uint8_t *before = x->m.p;
 		uint32_t stubs = x->stub_count;
-		uint32_t maps = x->t->map_used;
+		struct map_entry mapped;
+		uint32_t maps;
 
 		x->accessed = -1;
 		x->soft = x->page == SOFT_NONE ? NULL : soft_find(x->t, x->page + (uint64_t)i->offset);
 		x->soft_done = false;
-		tx_map(x, i->offset, false);
+		tx_map(x, i->offset, MAP_INSN);
+		mapped = x->mapped;
+		maps = x->t->map_used;
 		if (b->insns[x->n].fn == op_undefined || (x->mode32 && x->soft && i->memory >= 0) ||
 			!(x->mode32 ? tx32_emit(x, i, &b->insns[x->n]) : tx_emit(x, i, &b->insns[x->n]))) {
 			x->m.p = before;
 			x->stub_count = stubs;
 			x->facts = facts;
 			x->gated87 = gated87;
-			x->t->map_used = maps + 1;
+			x->mapped = mapped;
+			x->t->map_used = maps;
 			soft_emitted(x, true);
 			leave_interp(x, i->offset);
 			break;
@@ -276,16 +307,17 @@ void tx_emit_block(struct tx *x, const struct block *b)
 }
 
 /* Counts the entries of a block that is not hot yet, where its flags are dead. */
-static void emit_heat(struct tx *x, struct tb *tb)
+static void emit_heat(struct tx *x, const struct tb *tb)
 {
+	int32_t *heat = &x->t->heats[x->tb];
 	const struct tx_block *head = &x->pool->block[0];
 
-	tb->heat = (int32_t)x->t->hot_after;
+	*heat = (int32_t)x->t->hot_after;
 	if (x->region || x->e->lockstep || (tb->block & TB_CROSSING) || head->insn[0].flags_live)
 		return;
-	tx_map(x, head->offset, true);
+	tx_map(x, head->offset, MAP_POLL);
 	emit8(&x->m, 0xff); /* decl */
-	emit_modrm_mem(&x->m, 1, mem_abs(&tb->heat));
+	emit_modrm_mem(&x->m, 1, mem_abs(heat));
 	tx_stub(x, emit_jcc(&x->m, 8), STUB_SITE, tx_site(x, SITE_HOT, head->offset, 0));
 }
 
@@ -296,9 +328,9 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	struct translator *t = e->translator;
 	struct tx x;
 	struct tb *tb;
-	uint32_t first_site, first_map;
+	uint32_t first_site, first_map, size;
 
-	if (t->tb_used == TB_MAX || t->code_used + CODE_MAX > CODE_SIZE || t->site_used + SITES_MAX > SITE_MAX ||
+	if (t->tb_used == TB_MAX || t->code_used + CODE_MAX > STUBS_AT || t->stubs_used + CODE_MAX > CODE_SIZE || t->site_used + SITES_MAX > SITE_MAX ||
 		t->map_used + MAPS_MAX > MAP_MAX)
 		translator_reset(e);
 	translator_enlarge_pages(t);
@@ -318,7 +350,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.start = t->write + t->code_used;
 	x.m.p = x.start;
 	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){.block = index, .code = t->code_used, .map = t->map_used, .site = t->site_used, .view = (uint8_t)view, .mode32 = mode32};
+	*tb = (struct tb){.block = index, .code = t->code_used, .stubs = t->stubs_used, .map = t->map_used, .site = t->site_used, .view = (uint8_t)view, .mode32 = mode32};
 	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
 		return 0;
 	x.blocks = 1;
@@ -338,18 +370,20 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	region_find_polls(&x);
 	emit_heat(&x, tb);
 	region_emit(&x);
+	/* What translator_drop_code() writes must fit. */
+	while (x.m.p - x.start < TB_SIZE_MIN)
+		emit8(&x.m, 0x90);
+	size = (uint32_t)(x.m.p - x.start);
+	x.start = x.m.p = t->write + t->stubs_used;
+	x.start_host = MAP_STUBS;
 	emit_stubs(&x);
 	if (x.failed) {
 		t->map_used = first_map;
 		t->site_used = first_site;
 		return 0;
 	}
-	/* What translator_drop_code() writes must fit. */
-	while (x.m.p - x.start < TB_SIZE_MIN)
-		emit8(&x.m, 0x90);
-	tb->size = (uint32_t)(x.m.p - x.start);
-	tb->maps = t->map_used - tb->map;
-	t->code_used += (tb->size + 15) & ~15u;
+	t->code_used += hot ? (size + 15) & ~15u : size;
+	t->stubs_used += (uint32_t)(x.m.p - x.start);
 	t->tb_used++;
 	if (hot)
 		e->stats->regions_translated++;

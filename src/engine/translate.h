@@ -47,9 +47,10 @@ static inline bool is_scratch(int reg)
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define X87_CLOSED (GATE_CLOSED + 4096)
 #define CODE_SIZE (72u << 20)
+#define STUBS_AT (CODE_SIZE - (16u << 20)) /* from here on: what blocks do seldom, apart from what they do always */
 #define TB_MAX (1u << 18)
-#define SITE_MAX (1u << 20)
-#define MAP_MAX (3u << 20)
+#define SITE_MAX ((1u << 20) - 1)
+#define MAP_MAX (8u << 20) /* bytes */
 #define JUMPS 65536u
 #define PAGES 65536u	    /* code pages, in all lives of the translations that are remembered */
 #define TB_SIZE_MIN 5 /* host bytes of one block at least */
@@ -62,7 +63,7 @@ static inline bool is_scratch(int reg)
 #define DRIFT_MAX (1 << 30) /* bytes that a base register may be stepped while its delta is held */
 #define CODE_MAX 131072u    /* host bytes of one translation at most */
 #define SITES_MAX 1024u	    /* its ways out */
-#define MAPS_MAX 4096u	    /* and its part of the fault map */
+#define MAPS_MAX 16384u	    /* and its part of the fault map, in bytes */
 #define SPACES 8	    /* of users, whose jumps are remembered */
 #define SPACE_PAGES 4096u   /* hashed, to which they lead: three quarters at most, if they shall outlive a flush */
 #define SEEN_MANY 0xffff
@@ -148,44 +149,58 @@ enum site_kind {
 
 /* A way out of a block. */
 struct site {
-	uint32_t patch; /* offset of the branch's displacement in the cache */
-	uint32_t stub;	/* where it leads when not chained; SITE_FAR: the tb it is chained to */
-	uint32_t tb;
-	uint32_t next; /* among those chained to the same block: index + 1 */
-	int16_t undo;
-	int16_t offset; /* in the page; may be 4096 */
-	uint8_t kind;
-	bool chained;
+	uint32_t stub; /* where it leads when not chained; SITE_FAR: its target, from the page's start */
+	uint32_t tb : 18;
+	int32_t undo : 13;
+	uint32_t chained : 1;
+	uint64_t patch : 27; /* offset of the branch's displacement in the cache */
+	uint64_t offset : 13; /* in the page, or, of an instruction that crosses pages, shortly behind it */
+	uint64_t next : 20; /* among those chained to the same block: index + 1 */
+	uint64_t kind : 4;
 };
+_Static_assert(sizeof(struct site) == 16 && TB_MAX <= 1u << 18 && SITE_MAX < 1u << 20 && CODE_SIZE <= 1u << 27, "they fit");
+#define PATCH_MASK ((1u << 27) - 1)
+#define UNDO_MAX 4000
 
 /* A far link: bytes from the branch's displacement back to the record of the target's page, and to that of the branch's own, negated. */
 #define FAR_PAGE 5u
-#define FAR_FROM 30u
+#define FAR_FROM 32u
 
 #define TB_CROSSING 0x80000000u
 
 /* A translated block. */
 struct tb {
 	uint32_t block;	     /* index in block_cache, or TB_CROSSING + that of a crossing */
-	uint32_t code, size; /* in the cache */
-	uint32_t map, maps;  /* its part of the fault map */
-	uint32_t site;	     /* its first one; the next block's follow */
+	uint32_t code, stubs; /* in the cache; where the next block's begin they end */
+	uint32_t map;	     /* its part of the fault map, likewise */
+	uint32_t site;	     /* its first one, likewise */
 	uint32_t incoming;   /* site index + 1 */
-	int32_t heat;	     /* entries that are left until it is hot; a region: indirect calls to strange targets */
 	uint8_t view;
 	bool mode32;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
 };
 
-/* From host code to guest instruction: valid up to the next entry. */
-struct map_entry {
-	uint32_t host;	/* offset from the block's code */
-	int16_t offset; /* of the instruction in the page; MAP_TARGET: the guest is at hot.target; MAP_RETURN: at what S1 holds */
-	uint8_t poll;	/* between instructions: nothing of `offset` has happened yet */
-	uint8_t string; /* RSI and RDI have their deltas added; it may have made some steps */
+/*
+ * From host code to guest instruction: valid up to the next entry. In memory each is two numbers of 7 bits in a byte, all but the
+ * last byte with bit 7 set; as a rule a byte each:
+ *
+ *	host code since the entry before        bytes
+ *	bits 2:0 kind, 3 sign, 4… offset since the entry before
+ */
+enum map_kind {
+	MAP_INSN,   /* of the instruction */
+	MAP_POLL,   /* between instructions: nothing of `offset` has happened yet */
+	MAP_STRING, /* RSI and RDI have their deltas added; it may have made some steps */
+	MAP_TARGET, /* as MAP_POLL, but the guest is at hot.target */
+	MAP_RETURN, /* as MAP_POLL, but at what S1 holds */
 };
-#define MAP_TARGET INT16_MIN
-#define MAP_RETURN (INT16_MIN + 1)
+struct map_entry {
+	uint32_t host; /* offset from the block's code; from its stubs, + MAP_STUBS */
+	int32_t offset; /* of the instruction in the page */
+	enum map_kind kind;
+};
+#define MAP_ENTRY_MAX 10u /* bytes */
+#define MAP_STUBS CODE_MAX
 
 /* An instruction of guest code that has faulted often (translate_soft.c). */
 struct soft_site {
@@ -253,6 +268,8 @@ struct translator {
 	uint8_t *probe;
 	uint32_t enter, leave, leave_fault, find; /* offsets of the fixed code */
 	uint32_t enter32, leave32;
+	uint32_t leave_site[2], find_site; /* the same with the site's number in S2; 64- and 32-bit code */
+	uint32_t far[SHADOW_VIEWS * 2];	   /* of far links that don't fit */
 	bool has_gs; /* the host lets programs write their GS base: 32-bit code can be translated */
 	uint32_t return_miss[SHADOW_VIEWS], return_miss_save[SHADOW_VIEWS]; /* the latter with RCX in hot.save */
 	uint32_t fixed;				  /* end of it */
@@ -262,8 +279,8 @@ struct translator {
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
 	unsigned watch; /* WATCH; tests set less */
 	/* While running. */
-	uint32_t code_used, tb_used, site_used, map_used;
-	uint32_t huge; /* code up to here is in large pages, if the host has them */
+	uint32_t code_used, stubs_used, tb_used, site_used, map_used;
+	uint32_t huge, huge_stubs; /* code up to here is in large pages, if the host has them */
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
 	bool jump_from;	      /* it was left by SITE_TARGET */
 	bool low_supervisor;  /* it has supervisor targets in the lower half */
@@ -288,8 +305,9 @@ struct translator {
 	/* A bit by hashed page, of the lower and the upper half: the jump cache may have targets in it. */
 	uint64_t jump_pages[2][1024];
 	struct tb *tbs;
+	int32_t *heats; /* by translated block: entries that are left until it is hot; of a region: indirect calls to strange targets. Apart, since emitted code counts in it: cold code is short of cache */
 	struct site *sites;
-	struct map_entry *map;
+	uint8_t *map;
 	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
 	uint16_t *seen;
 	struct tx_pool *pool; /* of the translation under way */
@@ -322,6 +340,7 @@ void site_chain(struct engine *e, uint32_t site, const struct block *b, uint32_t
 void site_unchain(struct translator *t, uint32_t site);
 /* Its branch leads to the code at the offset. */
 void site_lead(struct translator *t, const struct site *s, uint32_t code);
+bool site_leads(const struct translator *t, const struct site *s, uint32_t code);
 
 /* --- jump_cache.c --- */
 /* What is known of jumps is good no more: of all, or of those whose target lies in the page. */
@@ -387,7 +406,7 @@ struct tx_insn {
 };
 
 struct native_op;
-enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_FAR, STUB_LANDING };
+enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_LANDING };
 /* Code that stands behind the block. */
 struct tx_stub {
 	uint8_t *from; /* displacement that leads to it */
@@ -395,7 +414,7 @@ struct tx_stub {
 	uint32_t site;
 	const uint8_t *back; /* STUB_LOOKUP, STUB_RSP: where it returns */
 	int src, dst;
-	int offset; /* STUB_POLL, STUB_FAR: where it goes; STUB_LANDING: that of the landing */
+	int offset; /* STUB_POLL: where it goes; STUB_LANDING: that of the landing */
 };
 
 /*
@@ -469,6 +488,8 @@ struct tx {
 	struct tx_pool *pool;
 	struct emit m;
 	uint8_t *start;
+	uint32_t start_host; /* 0, or MAP_STUBS */
+	struct map_entry mapped; /* the last one */
 	unsigned view;
 	bool mode32;
 	uint32_t tb;
@@ -504,7 +525,9 @@ struct tx {
 
 uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo);
 void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site);
-void tx_map(struct tx *x, int offset, bool poll);
+void tx_map(struct tx *x, int offset, enum map_kind kind);
+/* Reads the entry behind *m, at *p; the first one is behind one that is all 0. */
+void map_next(const uint8_t **p, struct map_entry *m);
 /* A patchable branch to `offset` of the page; cc −1: always. */
 void tx_branch(struct tx *x, int cc, int offset);
 /* Events are looked at without touching flags: any bit makes the load fault. Destroys the scratch register.
@@ -535,8 +558,8 @@ void tx_call_indirect(struct tx *x, int offset, int next);
 void tx_land(struct tx *x, uint8_t *left, int next);
 /* A return has taken its address to S1, and moved RSP by `undo`. */
 void tx_return(struct tx *x, int offset, int undo);
-/* What stands behind the block. */
-void tx_emit_far(struct tx *x, const struct tx_stub *s);
+/* The fixed code for a branch whose far link does not fit: the site is in S2, RCX in S1. */
+void tx_emit_far(struct emit *m, struct translator *t, unsigned salt);
 void tx_emit_landing_miss(struct tx *x, const struct tx_stub *s);
 /* The fixed code where a return goes on that is not the landing's; its key is in S1. */
 void tx_emit_return_miss(struct emit *m, struct translator *t, unsigned view);

@@ -603,8 +603,7 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_de
 		emit_store(&x->m, S1, mem_abs(&h->string_si));
 		bias(x, RSI);
 	}
-	tx_map(x, i->offset, false);
-	x->t->map[x->t->map_used - 1].string = true;
+	tx_map(x, i->offset, MAP_STRING);
 	for (unsigned n = 0; n < i->d.insn.raw.prefix_count; n++) {
 		uint8_t prefix = i->d.insn.raw.prefixes[n].value;
 
@@ -612,7 +611,7 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_de
 			emit8(&x->m, prefix);
 	}
 	emit8(&x->m, i->d.insn.opcode);
-	tx_map(x, i->next, true);
+	tx_map(x, i->next, MAP_POLL);
 	emit_not(&x->m, S1);
 	if (has_destination)
 		unbias(x, RDI);

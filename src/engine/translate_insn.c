@@ -209,7 +209,7 @@ static void touch_stack(struct tx *x, const struct tx_insn *i)
 			break;
 		}
 	}
-	tx_map(x, i->next, false);
+	tx_map(x, i->next, MAP_INSN);
 	tx_clobber(x, SCRATCH(S1));
 	emit_load(&x->m, S1, mem_base(RSP, 0));
 }
@@ -619,7 +619,7 @@ void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool
 		tx_branch(x, -1, (int)target);
 	} else {
 		if (target <= i->offset && !polled) {
-			tx_map(x, i->offset, true);
+			tx_map(x, i->offset, MAP_POLL);
 			tx_poll(x, S1);
 		}
 		tx_jump_far(x, i->offset, (int32_t)target, undo);
@@ -631,9 +631,9 @@ void tx_poll_call(struct tx *x, const struct tx_insn *i, int64_t target)
 {
 	if (is_in_page(target) || target > i->offset)
 		return;
-	tx_map(x, i->offset, true);
+	tx_map(x, i->offset, MAP_POLL);
 	tx_poll(x, S1);
-	tx_map(x, i->offset, false);
+	tx_map(x, i->offset, MAP_INSN);
 }
 
 bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *target)
@@ -701,7 +701,7 @@ static bool ret(struct tx *x, struct tx_insn *i)
 		return false;
 	if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
 		extra = (int)op->imm.value.u;
-	if (extra > 30000)
+	if (extra + 8 > UNDO_MAX)
 		return false;
 	tx_clobber(x, SCRATCH(S1));
 	emit_pop(&x->m, S1);
@@ -738,7 +738,7 @@ bool tx_jump_if(struct tx *x, const struct tx_insn *i)
 	} else {
 		skip = emit_jcc(&x->m, cc ^ 1);
 		if (target <= i->offset) {
-			tx_map(x, i->offset, true);
+			tx_map(x, i->offset, MAP_POLL);
 			tx_poll(x, S1);
 		}
 		tx_jump_far(x, i->offset, (int32_t)target, 0);
@@ -800,11 +800,10 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source)
 		bias(x, RSI, &h->string_si);
 	else
 		emit_store_imm64(&x->m, &h->string_si, 0);
-	tx_map(x, i->offset, false);
-	x->t->map[x->t->map_used - 1].string = true;
+	tx_map(x, i->offset, MAP_STRING);
 	for (unsigned n = 0; n < i->d.insn.length; n++)
 		emit8(&x->m, i->bytes[n]);
-	tx_map(x, i->next, true);
+	tx_map(x, i->next, MAP_POLL);
 	unbias(x, RDI, &h->string_di);
 	if (has_source)
 		unbias(x, RSI, &h->string_si);

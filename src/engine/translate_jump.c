@@ -21,16 +21,22 @@ static void look_up_target(struct emit *m, struct hot *h, unsigned salt)
 	look_up_key(m, h);
 }
 
+/* Whose keys the jump cache has for the code. */
+static unsigned salt_of(const struct tx *x)
+{
+	return x->view + (x->mode32 ? SHADOW_VIEWS : 0);
+}
+
 static void jump_by_cache(struct tx *x, int offset, int undo, bool polls)
 {
 	struct hot *h = &x->t->hot;
 
 	if (polls) {
-		tx_map(x, MAP_TARGET, true);
+		tx_map(x, 0, MAP_TARGET);
 		tx_poll(x, S2);
 	}
 	emit_store_imm(&x->m, &h->exit_site, tx_site(x, SITE_TARGET, offset, undo));
-	look_up_target(&x->m, h, x->view + (x->mode32 ? SHADOW_VIEWS : 0));
+	look_up_target(&x->m, h, salt_of(x));
 }
 
 void tx_jump(struct tx *x, int offset, int undo, bool polls)
@@ -52,20 +58,20 @@ void tx_jump_stored(struct tx *x, int offset, int undo, bool polls)
  *	mov  hot.code, %ecx
  *	lea  -from(%rcx), %ecx	from: the record of the page that it was found from; 0, and never equal, until then
  *	jrcxz hit
- *	mov  %r10, %rcx
- *	jmp  stub
+ *	mov  $site, %r11d
+ *	jmp  fixed code
  * hit:	mov  %r10, %rcx
- *	movq $to, hot.code
+ *	movl $to, hot.code
  *	jmp  target
  */
 void tx_jump_far(struct tx *x, int offset, int32_t target, int undo)
 {
 	struct emit *m = &x->m;
-	struct tx_stub *stub;
+	struct site *s;
 	uint8_t *hit, *from, *branch;
 	uint32_t id = tx_site(x, SITE_FAR, offset, undo);
 
-	tx_clobber(x, SCRATCH(S1));
+	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	emit_move(m, S1, RCX);
 	emit8(m, 0x8b);
 	emit_modrm_mem(m, RCX, mem_abs(&x->t->hot.code));
@@ -73,27 +79,36 @@ void tx_jump_far(struct tx *x, int offset, int32_t target, int undo)
 	from = m->p;
 	emit32(m, 0);
 	hit = emit_jrcxz(m);
-	emit_move(m, RCX, S1);
-	tx_stub(x, emit_jmp(m), STUB_FAR, id);
-	stub = &x->pool->stubs[x->stub_count - 1];
-	stub->offset = target;
+	emit_imm32(m, S2, id);
+	emit_patch(emit_jmp(m), x->t->write + x->t->far[salt_of(x)]);
 	emit_patch8(hit, m->p);
 	emit_move(m, RCX, S1);
-	emit_store_imm64(m, &x->t->hot.code, 0);
+	emit_store_imm(m, &x->t->hot.code, 0); /* its upper half is 0 */
 	branch = emit_jmp(m);
 	assert(branch - from == FAR_FROM && m->p - 4 == branch);
-	x->t->sites[id].patch = (uint32_t)(branch - x->t->write);
+	s = &x->t->sites[id];
+	s->patch = (uint32_t)(branch - x->t->write) & PATCH_MASK;
+	s->stub = (uint32_t)target;
 }
 
-void tx_emit_far(struct tx *x, const struct tx_stub *s)
+void tx_emit_far(struct emit *m, struct translator *t, unsigned salt)
 {
-	struct hot *h = &x->t->hot;
+	struct hot *h = &t->hot;
+	const int32_t target = (int32_t)(uintptr_t)t->sites + (int32_t)offsetof(struct site, stub);
 
-	emit_patch(s->from, x->m.p);
-	tx_page_address(x, S1, s->offset);
-	emit_store(&x->m, S1, mem_abs(&h->target));
-	emit_store_imm(&x->m, &h->exit_site, s->site);
-	look_up_target(&x->m, h, x->view + (x->mode32 ? SHADOW_VIEWS : 0));
+	emit_move(m, RCX, S1);
+	emit_store_low(m, S2, mem_abs(&h->exit_site));
+	_Static_assert(sizeof(struct site) == 16, "a site's place is 2 × 8 times its number");
+	emit_lea(m, S2, (struct emit_mem){S2, S2, 0, 0});
+	emit_op_mem(m, 0x63, S1, (struct emit_mem){NO_REG, S2, 3, target}); /* movslq */
+	emit_load_low(m, S2, mem_abs(&h->code));
+	emit_load(m, S2, mem_base(S2, offsetof(struct code_page, base)));
+	if (salt < SHADOW_VIEWS)
+		emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 0});
+	else
+		emit_lea32(m, S1, (struct emit_mem){S1, S2, 0, 0});
+	emit_store(m, S1, mem_abs(&h->target));
+	look_up_target(m, h, salt);
 }
 
 /* --- calls and returns --- */
@@ -186,13 +201,13 @@ void tx_land(struct tx *x, uint8_t *left, int next)
 	emit_store(m, S2, mem_abs(&h->code));
 	id = tx_site(x, SITE_RETURN, next, 0);
 	if (block >= 0) {
-		x->t->sites[id].patch = (uint32_t)(start - x->t->write);
+		x->t->sites[id].patch = (uint32_t)(start - x->t->write) & PATCH_MASK;
 		facts_clear(&x->facts);
 		region_go(x, (unsigned)block, NULL);
 		return;
 	}
 	tx_stub(x, emit_jmp(m), STUB_SITE, id);
-	x->t->sites[id].undo = (int16_t)(m->p - 4 - start);
+	x->t->sites[id].undo = (int)(m->p - 4 - start);
 }
 
 /*
@@ -221,9 +236,9 @@ static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int
 		hit[n] = emit_jrcxz(m);
 	}
 	if (learns) {
-		emit_load_low(m, RCX, mem_abs(&x->t->tbs[x->tb].heat));
+		emit_load_low(m, RCX, mem_abs(&x->t->heats[x->tb]));
 		emit_lea32(m, RCX, mem_base(RCX, -1));
-		emit_op_mem32(m, 0x89, RCX, mem_abs(&x->t->tbs[x->tb].heat));
+		emit_op_mem32(m, 0x89, RCX, mem_abs(&x->t->heats[x->tb]));
 		strange = emit_jrcxz(m);
 	}
 	emit_move(m, RCX, S2);
@@ -239,13 +254,13 @@ static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int
 		emit_patch8(hit[n], m->p);
 		emit_move(m, RCX, S2);
 		if (at <= offset) {
-			tx_map(x, at, true);
+			tx_map(x, at, MAP_POLL);
 			tx_poll(x, S1);
 		}
 		region_go(x, to[n], emit_jmp(m));
 	}
 	emit_patch(miss, m->p);
-	tx_map(x, offset, false);
+	tx_map(x, offset, MAP_INSN);
 }
 
 static void return_inside(struct tx *x, int offset)
@@ -291,7 +306,7 @@ void tx_return(struct tx *x, int offset, int undo)
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 	if (x->calls)
 		return_inside(x, offset);
-	tx_map(x, MAP_RETURN, true);
+	tx_map(x, 0, MAP_RETURN);
 	tx_poll(x, S2);
 	emit_store_imm(m, &h->exit_site, tx_site(x, SITE_TARGET, offset, undo));
 	emit_load(m, S2, mem_abs(&h->salt[x->view]));

@@ -137,18 +137,28 @@ void translator_emit_fixed(struct engine *e)
 	emit_enter(&m, e, false);
 	t->enter32 = (uint32_t)(m.p - t->write);
 	emit_enter(&m, e, true);
+	t->leave_site[false] = (uint32_t)(m.p - t->write);
+	emit_store_low(&m, S2, mem_abs(&t->hot.exit_site));
 	t->leave = (uint32_t)(m.p - t->write);
 	emit_leave(&m, e, false);
 	t->leave_fault = (uint32_t)(m.p - t->write);
 	emit_leave_tail(&m, e);
+	t->find_site = (uint32_t)(m.p - t->write);
+	emit_store_low(&m, S2, mem_abs(&t->hot.exit_site));
 	t->find = (uint32_t)(m.p - t->write);
 	t->hot.find = (uint64_t)(uintptr_t)translator_find;
 	emit_find(&m, e);
+	t->leave_site[true] = (uint32_t)(m.p - t->write);
+	emit_store_low(&m, S2, mem_abs(&t->hot.exit_site));
 	t->leave32 = (uint32_t)(m.p - t->write);
 	emit_leave(&m, e, true);
 	emit_patch(emit_jmp(&m), t->write + t->leave_fault);
 	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
 		tx_emit_return_miss(&m, t, view);
+	for (unsigned salt = 0; salt < SHADOW_VIEWS * 2; salt++) {
+		t->far[salt] = (uint32_t)(m.p - t->write);
+		tx_emit_far(&m, t, salt);
+	}
 	t->fixed = (uint32_t)(m.p - t->write);
 	t->thunks = (t->fixed + THUNK_SIZE - 1) & ~(THUNK_SIZE - 1);
 	t->first = t->thunks + (JUMPS + SECONDS) * THUNK_SIZE;
@@ -312,59 +322,58 @@ static void enter(struct engine *e, uint64_t pc)
 	flags_set(e->cpu, (uint32_t)t->hot.flags);
 }
 
-/* The guest instruction that host code at pc belongs to. */
-static const struct map_entry *find_map(const struct translator *t, uint64_t pc, uint32_t *tb)
+/* The guest instruction that host code at pc belongs to. False: nobody's. */
+static bool find_map(const struct translator *t, uint64_t pc, uint32_t *tb, struct map_entry *m)
 {
-	uint64_t offset = pc - (uint64_t)(uintptr_t)t->execute;
+	uint64_t offset = pc - (uint64_t)(uintptr_t)t->execute, host;
+	bool stubs = offset >= STUBS_AT;
 	uint32_t low = 0, high = t->tb_used;
-	const struct tb *b;
+	struct map_entry next = {0};
+	const uint8_t *p, *end;
 
 	while (low < high) {
 		uint32_t middle = (low + high) / 2;
 
-		if (t->tbs[middle].code <= offset)
+		if ((stubs ? t->tbs[middle].stubs : t->tbs[middle].code) <= offset)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	if (!low)
-		return NULL;
+	if (!low || offset >= (stubs ? t->stubs_used : t->code_used))
+		return false;
 	*tb = low - 1;
-	b = &t->tbs[low - 1];
-	if (offset - b->code >= b->size)
-		return NULL;
-	low = 0;
-	high = b->maps;
-	while (low < high) {
-		uint32_t middle = (low + high) / 2;
-
-		if (t->map[b->map + middle].host <= offset - b->code)
-			low = middle + 1;
-		else
-			high = middle;
+	host = offset - (stubs ? t->tbs[*tb].stubs - MAP_STUBS : t->tbs[*tb].code);
+	*m = next;
+	p = t->map + t->tbs[*tb].map;
+	end = t->map + (low < t->tb_used ? t->tbs[low].map : t->map_used);
+	for (; p < end; *m = next) {
+		map_next(&p, &next);
+		if (next.host > host)
+			break;
 	}
-	return low ? &t->map[b->map + low - 1] : NULL;
+	return true;
 }
 
 /* RIP of a point in the code, and whose it is. True: between two instructions. */
 static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 {
 	struct translator *t = e->translator;
-	const struct map_entry *m = find_map(t, pc, tb);
+	struct map_entry m = {0};
 
-	*string = m && m->string;
-	if (!m) {
+	if (!find_map(t, pc, tb, &m)) {
 		/* Fixed code does not fault; an address that is nobody's would be our own bug. */
 		snprintf(e->block->exit.text, sizeof(e->block->exit.text),
 			"translated code stopped at %#llx, which is no instruction's",
 			(unsigned long long)pc);
 		e->cpu->activity = CPU_SHUTDOWN;
+		*string = false;
 		return true;
 	}
-	e->cpu->gpr[GPR_RIP] = m->offset == MAP_TARGET	 ? t->hot.target
-			       : m->offset == MAP_RETURN ? t->hot.scratch[0]
-							 : t->hot.code->base + (uint64_t)(int64_t)m->offset;
-	return m->poll;
+	*string = m.kind == MAP_STRING;
+	e->cpu->gpr[GPR_RIP] = m.kind == MAP_TARGET   ? t->hot.target
+			       : m.kind == MAP_RETURN ? t->hot.scratch[0]
+						      : t->hot.code->base + (uint64_t)(int64_t)m.offset;
+	return m.kind != MAP_INSN && m.kind != MAP_STRING;
 }
 
 /* The instruction at RIP, of a region that begins with the block. */
@@ -533,7 +542,7 @@ static void learn_target(struct engine *e, const struct site *s)
 	struct translator *t = e->translator;
 	uint64_t at = code_offset(e, s->tb, s->offset);
 
-	t->tbs[s->tb].heat = INT32_MAX;
+	t->heats[s->tb] = INT32_MAX;
 	if (at != SOFT_NONE && !t->tbs[s->tb].dead && t->hot.target >> 12 == t->hot.code->base >> 12 &&
 		region_learn_target(t, at, (int)(t->hot.target & 0xfff)))
 		change_strategy(e, s->tb);
@@ -590,7 +599,7 @@ static void leave_code(struct engine *e)
 		break;
 	case SITE_HOT:
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
-		t->tbs[s->tb].heat = INT32_MAX;
+		t->heats[s->tb] = INT32_MAX;
 		e->blocks->blocks[t->tbs[s->tb].block].hot |= BLOCK_HOT_WANTED;
 		break;
 	}
@@ -826,7 +835,7 @@ bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext)
 	if (!t)
 		return false;
 	pc = (uint64_t)regs[REG_RIP] - (uint64_t)(uintptr_t)t->execute;
-	if (pc < t->first || pc >= t->code_used)
+	if (pc < t->first || pc >= CODE_SIZE)
 		return false;
 	for (unsigned n = 0; n < (t->code32 ? MOVED_32 : COUNT(moved)); n++)
 		e->cpu->gpr[moved[n]] = (uint64_t)regs[host[moved[n]]];

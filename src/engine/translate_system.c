@@ -49,10 +49,10 @@ static void store_byte(struct tx *x, const void *address, unsigned value)
 }
 
 /* An interrupt may have been held back: as tx_poll(), for what waits inside of the engine. */
-static void poll_attention(struct tx *x, int offset)
+static void poll_attention(struct tx *x, int offset, enum map_kind kind)
 {
 	tx_clobber(x, SCRATCH(S1));
-	tx_map(x, offset, true);
+	tx_map(x, offset, kind);
 	emit_load(&x->m, S1, rflags(x));
 	emit_pext(&x->m, S1, S1, mem_abs(&x->t->hot.mask_if));
 	emit_pext(&x->m, S1, S1, mem_abs(&x->e->attention)); /* IF and attention */
@@ -84,7 +84,7 @@ static bool sti(struct tx *x, const struct tx_insn *i)
 	emit_lea(&x->m, S1, mem_base(S1, FLAG_IF));
 	emit_store(&x->m, S1, rflags(x));
 	store_byte(x, &x->e->cpu->shadow_sti, 1);
-	poll_attention(x, i->next);
+	poll_attention(x, i->next, MAP_POLL);
 	store_byte(x, &x->e->cpu->shadow_sti, 0);
 	return true;
 }
@@ -139,7 +139,7 @@ void tx_restore_flags(struct tx *x, const struct tx_insn *i)
 {
 	store_virtual(x, ~0u);
 	load_status(x);
-	poll_attention(x, i->next);
+	poll_attention(x, i->next, MAP_POLL);
 }
 
 static bool pushf(struct tx *x, const struct tx_insn *i)
@@ -284,7 +284,7 @@ static bool return_from_system(struct tx *x, const struct tx_insn *i)
 	emit_store(&x->m, RCX, mem_abs(&x->t->hot.target));
 	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
 	load_status(x);
-	poll_attention(x, MAP_TARGET);
+	poll_attention(x, 0, MAP_TARGET);
 	emit_move(&x->m, S1, RCX);
 	tx_jump(x, i->offset, 0, false);
 	x->view = SHADOW_SUPERVISOR;
