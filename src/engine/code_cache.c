@@ -216,6 +216,23 @@ static void drop_landings(struct translator *t, uint32_t id)
 	}
 }
 
+/* Jumps into a region that goes: their blocks are without code until they run again. */
+static void drop_entries(struct engine *e, uint32_t region)
+{
+	struct translator *t = e->translator;
+
+	for (uint32_t n = region + 1; n < t->tb_used && t->tbs[n].entry; n++) {
+		struct block *b = &e->blocks->blocks[t->tbs[n].block];
+
+		if (t->tbs[n].dead)
+			continue;
+		if (b->tb[t->tbs[n].view] == n + 1)
+			b->tb[t->tbs[n].view] = 0;
+		b->heat = BLOCK_HEAT_WARM;
+		translator_drop_code(e, n);
+	}
+}
+
 /* Jump cache entries may still lead to the code: it becomes the way out, as a miss of the jump. */
 void translator_drop_code(struct engine *e, uint32_t id)
 {
@@ -228,8 +245,10 @@ void translator_drop_code(struct engine *e, uint32_t id)
 	for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
 		site_unchain(t, s - 1);
 	tb->incoming = 0;
-	if (!tb->dead)
+	if (!tb->dead && !tb->entry) {
 		drop_landings(t, id);
+		drop_entries(e, id);
+	}
 	tb->dead = true;
 }
 

@@ -2,7 +2,7 @@
  * From a decoded block to host code. The block is looked at twice: backwards, to learn before which
  * instructions the status flags are dead (a check may then use CMP), and forwards, to emit.
  *
- * Behind the code stand its stubs: look-ups for predictions that failed, polls of backward branches, and one
+ * Apart from the code stand its stubs: look-ups for predictions that failed, polls of backward branches, and one
  * exit for each way out (a site). A site of a direct branch is patched to the target's code when that exists.
  *
  * Precise state: the fault map says which guest instruction host code belongs to. The emitted code of an
@@ -312,13 +312,51 @@ static void emit_heat(struct tx *x, const struct tb *tb)
 	int32_t *heat = &x->t->heats[x->tb];
 	const struct tx_block *head = &x->pool->block[0];
 
-	*heat = (int32_t)x->t->hot_after;
+	*heat = x->region ? (int32_t)x->t->hot_after : HEAT_UNKNOWN;
 	if (x->region || x->e->lockstep || (tb->block & TB_CROSSING) || head->insn[0].flags_live)
 		return;
+	*heat = (int32_t)x->t->hot_after;
 	tx_map(x, head->offset, MAP_POLL);
 	emit8(&x->m, 0xff); /* decl */
 	emit_modrm_mem(&x->m, 1, mem_abs(heat));
 	tx_stub(x, emit_jcc(&x->m, 8), STUB_SITE, tx_site(x, SITE_HOT, head->offset, 0));
+}
+
+/* The next translation: of the block, or crossing. */
+static struct tb *begin_tb(struct translator *t, uint32_t block, unsigned view, bool mode32)
+{
+	struct tb *tb = &t->tbs[t->tb_used];
+
+	*tb = (struct tb){.block = block, .code = t->code_used, .stubs = t->stubs_used, .map = t->map_used, .site = t->site_used,
+		.view = (uint8_t)view, .mode32 = mode32};
+	return tb;
+}
+
+/*
+ * Blocks of a region that has a version of them which asks for nothing: from now on their code is a jump there. So they are not
+ * counted any more, and need no region of their own, which would be much the same.
+ */
+static void emit_entries(struct tx *x, uint32_t region)
+{
+	struct engine *e = x->e;
+	struct translator *t = x->t;
+
+	for (unsigned n = 1; n < x->versions && t->tb_used < TB_MAX; n++) {
+		const struct tx_version *v = &x->pool->version[n];
+		struct block *b = &e->blocks->blocks[x->pool->block[v->block].b - e->blocks->blocks];
+		struct emit m = {t->write + t->code_used};
+
+		if (b->hot || b->tb[x->view] > region || !region_is_entry(x, v))
+			continue;
+		begin_tb(t, (uint32_t)(b - e->blocks->blocks), x->view, x->mode32)->entry = true;
+		t->heats[t->tb_used] = HEAT_UNKNOWN;
+		emit_patch(emit_jmp(&m), v->code);
+		_Static_assert(TB_SIZE_MIN <= 5, "a jump is enough");
+		t->code_used = (uint32_t)(m.p - t->write);
+		if (b->tb[x->view])
+			translator_drop_code(e, b->tb[x->view] - 1);
+		b->tb[x->view] = ++t->tb_used;
+	}
 }
 
 static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view,
@@ -328,12 +366,14 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	struct translator *t = e->translator;
 	struct tx x;
 	struct tb *tb;
-	uint32_t first_site, first_map, size;
+	uint32_t first_site, first_map, size, id;
 
 	if (t->tb_used == TB_MAX || t->code_used + CODE_MAX > STUBS_AT || t->stubs_used + CODE_MAX > CODE_SIZE || t->site_used + SITES_MAX > SITE_MAX ||
 		t->map_used + MAPS_MAX > MAP_MAX)
 		translator_reset(e);
 	translator_enlarge_pages(t);
+	if (hot)
+		t->code_used = (t->code_used + REGION_ALIGN - 1) & ~(REGION_ALIGN - 1);
 	memset(&x, 0, sizeof(x));
 	x.e = e;
 	x.t = t;
@@ -349,8 +389,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	first_map = t->map_used;
 	x.start = t->write + t->code_used;
 	x.m.p = x.start;
-	tb = &t->tbs[t->tb_used];
-	*tb = (struct tb){.block = index, .code = t->code_used, .stubs = t->stubs_used, .map = t->map_used, .site = t->site_used, .view = (uint8_t)view, .mode32 = mode32};
+	tb = begin_tb(t, index, view, mode32);
 	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
 		return 0;
 	x.blocks = 1;
@@ -382,14 +421,16 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 		t->site_used = first_site;
 		return 0;
 	}
-	t->code_used += hot ? (size + 15) & ~15u : size;
+	t->code_used += size;
 	t->stubs_used += (uint32_t)(x.m.p - x.start);
-	t->tb_used++;
-	if (hot)
+	id = ++t->tb_used;
+	if (hot) {
+		emit_entries(&x, id);
 		e->stats->regions_translated++;
-	else
+	} else {
 		e->stats->blocks_translated++;
-	return t->tb_used;
+	}
+	return id;
 }
 
 uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool hot)

@@ -53,11 +53,14 @@ static inline bool is_scratch(int reg)
 #define MAP_MAX (8u << 20) /* bytes */
 #define JUMPS 65536u
 #define PAGES 65536u	    /* code pages, in all lives of the translations that are remembered */
+#define REGION_ALIGN 64u
 #define TB_SIZE_MIN 5 /* host bytes of one block at least */
 #define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
 #define SECONDS 4096u  /* thunks behind others */
 #define HEAT 16
-#define HOT 4000u	    /* entries before a block is translated once more, with what follows it */
+#define HOT 10000u	    /* entries before a block is translated once more, with what follows it */
+#define WARM_SHARE 16	    /* of these, what others of the region must have had */
+#define HEAT_UNKNOWN INT32_MAX
 #define HOT_TRIES 24	    /* how often that is done */
 #define WATCH 128u	    /* blocks that are interpreted before it, to see where indirect calls lead */
 #define DRIFT_MAX (1 << 30) /* bytes that a base register may be stepped while its delta is held */
@@ -178,6 +181,7 @@ struct tb {
 	uint8_t view;
 	bool mode32;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
+	bool entry; /* a jump into the region that comes before: it goes with that */
 };
 
 /*
@@ -305,7 +309,7 @@ struct translator {
 	/* A bit by hashed page, of the lower and the upper half: the jump cache may have targets in it. */
 	uint64_t jump_pages[2][1024];
 	struct tb *tbs;
-	int32_t *heats; /* by translated block: entries that are left until it is hot; of a region: indirect calls to strange targets. Apart, since emitted code counts in it: cold code is short of cache */
+	int32_t *heats; /* by translated block: entries that are left until it is hot, or HEAT_UNKNOWN; of a region: indirect calls to strange targets. Apart, since emitted code counts in it: cold code is short of cache */
 	struct site *sites;
 	uint8_t *map;
 	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
@@ -407,7 +411,7 @@ struct tx_insn {
 
 struct native_op;
 enum stub_kind { STUB_SITE, STUB_LOOKUP, STUB_POLL, STUB_RSP, STUB_LANDING };
-/* Code that stands behind the block. */
+/* Code that stands apart from the block. */
 struct tx_stub {
 	uint8_t *from; /* displacement that leads to it */
 	enum stub_kind kind;
@@ -579,6 +583,8 @@ int region_find(const struct tx *x, int offset);
 void region_go(struct tx *x, unsigned block, uint8_t *from);
 /* The block is one of the region, and has no code yet. */
 bool region_is_ahead(const struct tx *x, int offset);
+/* The version may be entered from outside, and nobody would gain by another region that has its block as head: that of a loop. */
+bool region_is_entry(const struct tx *x, const struct tx_version *v);
 /* If the code was to run into a block next, it jumps there. */
 void region_cut(struct tx *x);
 /* The call to `target`, behind which `next` follows, is made inside of the region, and so are all returns from there that it knows. */

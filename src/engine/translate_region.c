@@ -33,10 +33,20 @@ int region_find(const struct tx *x, int offset)
 
 /* --- which blocks --- */
 
-/* It has run, so its operands have been seen. */
+/*
+ * It has run, so its operands have been seen, and not much less often than the head: what runs seldom would only make the region's code
+ * longer.
+ */
 static bool is_warm(const struct tx *x, const struct block *b)
 {
-	return b->tb[x->view] || (b->heat != BLOCK_HEAT_NEVER && b->heat >= x->t->heat / 2);
+	const struct translator *t = x->t;
+	unsigned least = t->hot_after / WARM_SHARE;
+	int32_t left;
+
+	if (!b->tb[x->view])
+		return b->heat == BLOCK_HEAT_WARM || (least <= t->heat && b->heat != BLOCK_HEAT_NEVER && b->heat >= t->heat / 2);
+	left = t->heats[b->tb[x->view] - 1];
+	return b->hot || left == HEAT_UNKNOWN || (int32_t)t->hot_after - left >= (int32_t)least;
 }
 
 static void add_block(struct tx *x, const uint8_t *page, int64_t offset, bool calls)
@@ -442,6 +452,29 @@ bool region_is_ahead(const struct tx *x, int offset)
 		if (x->pool->version[n].block == (unsigned)block && x->pool->version[n].code)
 			return false;
 	return block >= 0;
+}
+
+/* A branch of the region leads back to the block. */
+static bool is_loop(const struct tx *x, unsigned block)
+{
+	for (unsigned n = 0; n < x->blocks; n++) {
+		const struct tx_block *t = &x->pool->block[n];
+		int64_t to[2];
+
+		find_successors(t, x->calls, to);
+		for (unsigned k = 0; k < 2; k++)
+			if (to[k] == x->pool->block[block].offset && to[k] <= t->offset)
+				return true;
+	}
+	return false;
+}
+
+bool region_is_entry(const struct tx *x, const struct tx_version *v)
+{
+	struct tx_facts none;
+
+	facts_clear(&none);
+	return v->block && v->code && facts_imply(&none, &v->facts) && !is_loop(x, v->block);
 }
 
 /* The version of the block that asks for most of what holds now, or −1. */

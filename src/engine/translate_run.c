@@ -542,7 +542,7 @@ static void learn_target(struct engine *e, const struct site *s)
 	struct translator *t = e->translator;
 	uint64_t at = code_offset(e, s->tb, s->offset);
 
-	t->heats[s->tb] = INT32_MAX;
+	t->heats[s->tb] = HEAT_UNKNOWN;
 	if (at != SOFT_NONE && !t->tbs[s->tb].dead && t->hot.target >> 12 == t->hot.code->base >> 12 &&
 		region_learn_target(t, at, (int)(t->hot.target & 0xfff)))
 		change_strategy(e, s->tb);
@@ -599,7 +599,7 @@ static void leave_code(struct engine *e)
 		break;
 	case SITE_HOT:
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
-		t->heats[s->tb] = INT32_MAX;
+		t->heats[s->tb] = HEAT_UNKNOWN;
 		e->blocks->blocks[t->tbs[s->tb].block].hot |= BLOCK_HOT_WANTED;
 		break;
 	}
