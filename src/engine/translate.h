@@ -503,6 +503,7 @@ struct tx {
 	/* Blocks of the region behind which events are looked at whichever way it goes on; of these, those whose own branch does it. */
 	uint32_t polled, polling;
 	unsigned block; /* the one under way */
+	bool returns; /* branches lead from a return to behind calls */
 	unsigned stub_count;
 	int fall; /* the version that the code runs into, −1: none */
 	/* The block under way. */

@@ -113,6 +113,13 @@ void tx_emit_far(struct emit *m, struct translator *t, unsigned salt)
 
 /* --- calls and returns --- */
 
+/* S2 = the page's address. */
+static void load_base(struct tx *x)
+{
+	emit_load_low(&x->m, S2, mem_abs(&x->t->hot.code));
+	emit_load(&x->m, S2, mem_base(S2, offsetof(struct code_page, base)));
+}
+
 /* Pushes the address of `next`. S2 = the record of the page. */
 static void push_next(struct tx *x, int next)
 {
@@ -211,7 +218,7 @@ void tx_land(struct tx *x, uint8_t *left, int next)
 }
 
 /*
- * The address in S1, which is in hot.target too, is compared with those of the region's blocks: base + offset − address = 0. No flags are
+ * The address in S1, which is in hot.target too, is compared with those of the region's blocks: base, in S2, + offset − address = 0. No flags are
  * touched. Goes on behind if it is none of them; S1 and S2 are destroyed. Whoever goes back looks for events. learns: misses are counted,
  * so that C may hear of them.
  */
@@ -223,8 +230,6 @@ static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int
 
 	_Static_assert(TARGETS_INSIDE <= RETURNS_INSIDE && RETURNS_INSIDE <= 5, "within reach of JRCXZ");
 	tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
-	emit_load_low(m, S2, mem_abs(&x->t->hot.code));
-	emit_load(m, S2, mem_base(S2, offsetof(struct code_page, base)));
 	emit_not(m, S1);
 	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 1});
 	emit_move(m, S2, RCX);
@@ -269,9 +274,11 @@ static void return_inside(struct tx *x, int offset)
 
 	if (!count)
 		return;
-	facts_clear(&x->facts);
 	emit_store(&x->m, S1, mem_abs(&x->t->hot.target));
+	load_base(x);
+	x->returns = true;
 	compare_inside(x, to, count, offset, false);
+	x->returns = false;
 	emit_load(&x->m, S1, mem_abs(&x->t->hot.target));
 }
 
@@ -283,9 +290,18 @@ void tx_call_indirect(struct tx *x, int offset, int next)
 	uint8_t *left = NULL;
 
 	emit_store(m, S1, mem_abs(&x->t->hot.target));
-	push_next(x, next);
-	if (can_land(next) && !inside)
-		left = leave_return(x);
+	if (inside) {
+		tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
+		load_base(x);
+		emit_lea(m, S1, mem_base(S2, next));
+		emit_push(m, S1);
+	} else {
+		push_next(x, next);
+		if (can_land(next))
+			left = leave_return(x);
+		if (count)
+			load_base(x);
+	}
 	if (count) {
 		emit_load(m, S1, mem_abs(&x->t->hot.target));
 		compare_inside(x, to, count, offset, count < TARGETS_INSIDE);

@@ -499,7 +499,7 @@ static int find_version(struct tx *x, unsigned block)
 	struct tx_facts facts = x->facts;
 	struct tx_version *v;
 	/* The head's loop may begin anywhere. */
-	bool back = t->offset <= x->pool->block[x->block].offset || block == 0;
+	bool back = t->offset <= x->pool->block[x->block].offset || block == 0 || x->returns;
 	bool room = t->versions + 1 < VERSIONS_EACH && x->versions < REGION_VERSIONS / 2 && x->emitted < REGION_EMIT / 2;
 	int implied = find_implied(x, block);
 
