@@ -215,8 +215,6 @@ struct soft_site {
 	uint32_t faults; /* since `since` */
 	uint32_t misses; /* likewise; of those: `again` of pages that had been found, with no flush between */
 	uint32_t again;
-	uint32_t row;	 /* misses of one page after the other, which could be mapped */
-	uint64_t page;	 /* missed last */
 	uint8_t level;	 /* how often it was demoted, more or less */
 	uint8_t stray;	 /* faults in spite of the software TLB */
 	bool soft, writes;

@@ -17,8 +17,7 @@
  *
  *   demoted if   the look-ups cost more than a fault for each miss would have cost,
  *                or a greater part of the time goes into them than went into faults,
- *                or most misses are of pages that had been found before: more pages than the TLB has room for,
- *                or pages in a row are missed that are there already: a slot's fault maps many of them
+ *                or most misses are of pages that had been found before: more pages than the TLB has room for
  *
  * But if the slots have no room either (shadow_is_crowded()), each fault would push out a mapping that is wanted again, so then a miss is all
  * that an access can have: after a few faults it goes by the TLB, and only the first of these rules counts.
@@ -28,7 +27,6 @@
 #include "engine/translate.h"
 
 #define SOFT_RUN 8192
-#define SOFT_ROW 16
 #define LEVEL_NEVER 8
 #define LEVEL_MAX 7
 #define LEVEL_CROWDED 3
@@ -199,8 +197,7 @@ bool soft_fault(struct engine *e, uint64_t at)
 	s->cost = share((uint64_t)s->faults * COST_FAULT, __rdtsc() - s->since);
 	s->soft = true;
 	s->since = __rdtsc();
-	s->faults = s->misses = s->again = s->row = 0;
-	s->page = 0;
+	s->faults = s->misses = s->again = 0;
 	s->left = SOFT_RUN;
 	e->stats->soft_sites++;
 	return true;
@@ -230,22 +227,17 @@ static bool is_crowded(const struct soft_site *s)
 	return s->again >= 64 && s->again > s->misses / 2;
 }
 
-/* Slots would do better: one fill maps many pages in a row. */
-static bool is_unfit(const struct soft_site *s)
-{
-	return is_crowded(s) || s->row >= SOFT_ROW;
-}
-
 static void note_miss(struct engine *e, struct soft_site *s, bool no_room)
 {
 	uint64_t gva = e->translator->hot.tlb_gva;
-	bool again = is_again(e, gva), next = gva && gva >> 12 == s->page + 1;
 
 	s->misses++;
-	s->again += again;
-	s->page = gva >> 12;
-	/* What is used again is worth a mapping, for when slots come back; what is being touched for the first time has none. */
-	s->row = (again || next) && !no_room && shadow_fill(e, gva, s->writes) && next ? s->row + 1 : 0;
+	if (!is_again(e, gva))
+		return;
+	s->again++;
+	/* What is used again is worth a mapping, for when slots come back. */
+	if (!no_room)
+		shadow_fill(e, gva, s->writes);
 }
 
 static bool pays(const struct soft_site *s, bool no_room)
@@ -254,7 +246,7 @@ static bool pays(const struct soft_site *s, bool no_room)
 	uint64_t cost = runs * COST_LOOKUP + (uint64_t)s->misses * COST_MISS;
 
 	return cost <= (uint64_t)s->misses * COST_FAULT &&
-	       (no_room || (!is_unfit(s) && share(cost, __rdtsc() - s->since) <= s->cost));
+	       (no_room || (!is_crowded(s) && share(cost, __rdtsc() - s->since) <= s->cost));
 }
 
 bool soft_left(struct engine *e, uint64_t at)
@@ -270,12 +262,12 @@ bool soft_left(struct engine *e, uint64_t at)
 		/* What is interpreted does not count by itself. */
 		s->left -= 8;
 	}
-	unfit = !no_room && is_unfit(s);
+	unfit = !no_room && is_crowded(s);
 	if (s->left > 0 && !unfit)
 		return false;
 	if (pays(s, no_room)) {
 		s->since = __rdtsc();
-		s->misses = s->again = s->row = 0;
+		s->misses = s->again = 0;
 		s->left = SOFT_RUN;
 		return false;
 	}
