@@ -6,8 +6,8 @@
  * Keeping it true to memory: a page's bit in vm_shared.code_pages is set, and its write tags are dropped, before its
  * bytes are read; from then on writes by this vcpu take the slow path, which calls engine_invalidate_range(). Other vcpus
  * are told through vm_shared.code_news, which they read between blocks; the VMM tells of device writes through the
- * invalidate ring. Dropped blocks keep their memory until there is no more and everything is dropped at once. Instructions
- * are there as long as there is room: the translated code of a block does without, and who needs them decodes again (blocks_insns()).
+ * invalidate ring. Dropped blocks keep their memory until there is no more; then those that have no translation are dropped
+ * too, and the others move together. Instructions are there as long as there is room: the translated code of a block does without, and who needs them decodes again (blocks_insns()).
  * Both happen between blocks, never under an executing one.
  */
 #include "engine/blocks.h"
@@ -19,7 +19,7 @@
 
 #define BLOCKS_MAX (3u << 17)
 #define INSNS_MAX (1u << 18)
-#define SEEN_MAX (1u << 21)
+#define SEEN_MAX (3u << 19)
 #define HASH_SIZE (1u << BLOCK_HASH_BITS)
 #define INSN_BYTES 15
 
@@ -336,18 +336,66 @@ const struct insn *blocks_decode_again(struct engine *e, struct block *b)
 	return b->insns;
 }
 
+static void link_block(struct block_cache *c, struct block *b)
+{
+	uint32_t id = (uint32_t)(b - c->blocks) + 1, *link = &c->hash[block_hash(b->key)];
+
+	b->next_in_hash = *link;
+	*link = id;
+	b->next_in_page = c->pages[b->key >> 14].first;
+	c->pages[b->key >> 14].first = id;
+}
+
+/* Drops the blocks that have no translation; the others move down. c->pages[].chunks may have bits too many then. */
+static void compact(struct engine *e)
+{
+	struct block_cache *c = e->blocks;
+	uint32_t used = 0, seen = 0;
+
+	memset(c->hash, 0, HASH_SIZE * sizeof(*c->hash));
+	for (uint32_t n = 0; n < c->blocks_used; n++)
+		if (c->blocks[n].key != BLOCK_DEAD)
+			c->pages[c->blocks[n].key >> 14].first = 0;
+	for (uint32_t n = 0; n < c->blocks_used; n++) {
+		struct block *b = &c->blocks[n];
+
+		if (b->key == BLOCK_DEAD || !(b->tb[0] || b->tb[1])) {
+			e->stats->blocks_invalidated += b->key != BLOCK_DEAD;
+			continue;
+		}
+		translator_move_block(e, b, used, seen);
+		b->seen = seen;
+		seen += b->count;
+		c->blocks[used] = *b;
+		link_block(c, &c->blocks[used++]);
+	}
+	c->blocks_used = used;
+	c->seen_used = seen;
+	engine_forget_blocks(e);
+	e->leave_block = true;
+}
+
+static void make_room(struct engine *e)
+{
+	struct block_cache *c = e->blocks;
+
+	if (e->translator)
+		compact(e);
+	if (c->blocks_used > BLOCKS_MAX / 4 * 3 || c->seen_used > SEEN_MAX / 4 * 3 || !e->translator) {
+		engine_invalidate_all(e);
+		c->blocks_used = c->insns_used = c->seen_used = 0;
+	}
+}
+
 static struct block *decode_block(struct engine *e, uint64_t offset)
 {
 	struct block_cache *c = e->blocks;
 	uint64_t page = offset >> 12;
 	struct block *b;
 	unsigned count, bytes;
-	uint32_t *link;
 
-	if (c->blocks_used == BLOCKS_MAX || c->seen_used + BLOCK_INSNS > SEEN_MAX) {
-		engine_invalidate_all(e);
-		c->blocks_used = c->insns_used = c->seen_used = 0;
-	}
+	if (c->blocks_used == BLOCKS_MAX || c->seen_used + BLOCK_INSNS > SEEN_MAX)
+		make_room(e);
 	blocks_reserve(e, BLOCK_INSNS);
 	mark_code(e, page);
 	b = &c->blocks[c->blocks_used];
@@ -356,6 +404,8 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 		return NULL;
 	b->insns = &c->insns[c->insns_used];
 	b->seen = c->seen_used;
+	if (e->translator)
+		memset(&e->translator->seen[b->seen], 0, count * sizeof(*e->translator->seen));
 	c->blocks_used++;
 	c->insns_used += count;
 	c->seen_used += count;
@@ -366,11 +416,7 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 	b->hot = 0;
 	b->count = (uint8_t)count;
 	b->bytes = (uint16_t)bytes;
-	link = &c->hash[block_hash(b->key)];
-	b->next_in_hash = *link;
-	*link = c->blocks_used;
-	b->next_in_page = c->pages[page].first;
-	c->pages[page].first = c->blocks_used;
+	link_block(c, b);
 	for (unsigned n = (offset & 0xfff) / 64; n <= ((offset & 0xfff) + bytes - 1) / 64; n++)
 		c->pages[page].chunks |= 1ull << n;
 	return b;

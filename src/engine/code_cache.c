@@ -262,6 +262,16 @@ void translator_drop_block(struct engine *e, struct block *b)
 	}
 }
 
+void translator_move_block(struct engine *e, const struct block *b, uint32_t index, uint32_t seen)
+{
+	struct translator *t = e->translator;
+
+	memmove(&t->seen[seen], &t->seen[b->seen], b->count * sizeof(*t->seen));
+	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
+		if (b->tb[view])
+			t->tbs[b->tb[view] - 1].block = index;
+}
+
 void translator_reset(struct engine *e)
 {
 	struct translator *t = e->translator;

@@ -337,6 +337,8 @@ void translator_reset(struct engine *e);
 /* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
 void translator_drop_block(struct engine *e, struct block *b);
 void translator_drop_code(struct engine *e, uint32_t tb);
+/* The block will be the one of this index, and what has been seen of its operands at this place, which is not behind its old one. */
+void translator_move_block(struct engine *e, const struct block *b, uint32_t index, uint32_t seen);
 /* Lets `site`, a branch to b, go to its code `tb` directly, if it may, or to its stub again. */
 void site_chain(struct engine *e, uint32_t site, const struct block *b, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
