@@ -26,7 +26,7 @@ uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo)
 	}
 	t->site_used++;
 	assert(offset >= 0 && offset < 0x2000 && undo >= -UNDO_MAX && undo <= UNDO_MAX);
-	t->sites[id] = (struct site){.kind = kind & 15, .offset = (unsigned)offset & 0x1fff, .undo = undo, .tb = x->tb & (TB_MAX - 1)};
+	t->sites[id] = (struct site){.kind = kind & 15, .offset = (unsigned)offset & 0x1fff, .undo = undo, .tb = x->tb & ((1u << TB_BITS) - 1)};
 	return id;
 }
 

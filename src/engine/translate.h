@@ -48,7 +48,8 @@ static inline bool is_scratch(int reg)
 #define X87_CLOSED (GATE_CLOSED + 4096)
 #define CODE_SIZE (72u << 20)
 #define STUBS_AT (CODE_SIZE - (16u << 20)) /* from here on: what blocks do seldom, apart from what they do always */
-#define TB_MAX (1u << 18)
+#define TB_MAX (3u << 17)
+#define TB_BITS 19
 #define SITE_MAX ((1u << 20) - 1)
 #define MAP_MAX (8u << 20) /* bytes */
 #define JUMPS 65536u
@@ -153,17 +154,17 @@ enum site_kind {
 /* A way out of a block. */
 struct site {
 	uint32_t stub; /* where it leads when not chained; SITE_FAR: its target, from the page's start */
-	uint32_t tb : 18;
-	int32_t undo : 13;
+	uint32_t tb : TB_BITS;
+	int32_t undo : 12;
 	uint32_t chained : 1;
 	uint64_t patch : 27; /* offset of the branch's displacement in the cache */
 	uint64_t offset : 13; /* in the page, or, of an instruction that crosses pages, shortly behind it */
 	uint64_t next : 20; /* among those chained to the same block: index + 1 */
 	uint64_t kind : 4;
 };
-_Static_assert(sizeof(struct site) == 16 && TB_MAX <= 1u << 18 && SITE_MAX < 1u << 20 && CODE_SIZE <= 1u << 27, "they fit");
+_Static_assert(sizeof(struct site) == 16 && TB_MAX <= 1u << TB_BITS && SITE_MAX < 1u << 20 && CODE_SIZE <= 1u << 27, "they fit");
 #define PATCH_MASK ((1u << 27) - 1)
-#define UNDO_MAX 4000
+#define UNDO_MAX 2000
 
 /* A far link: bytes from the branch's displacement back to the record of the target's page, and to that of the branch's own, negated. */
 #define FAR_PAGE 5u
