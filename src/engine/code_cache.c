@@ -107,6 +107,7 @@ int translator_create(struct engine *e)
 		return -EIO;
 	t->huge_stubs = STUBS_AT;
 	t->hot_after = HOT;
+	t->hot.far_turn = FAR_TURNS;
 	t->soft_after = SOFT_FAULTS;
 	t->watch = WATCH;
 	t->hot.tlb_index = 0x3ffull << 12;
@@ -162,7 +163,7 @@ bool site_leads(const struct translator *t, const struct site *s, uint32_t code)
 	int32_t displacement;
 
 	memcpy(&displacement, t->write + s->patch, sizeof(displacement));
-	return s->patch + sizeof(displacement) + (uint32_t)displacement == code;
+	return (uint32_t)s->patch + 4u + (uint32_t)displacement == code;
 }
 
 void site_unchain(struct translator *t, uint32_t id)

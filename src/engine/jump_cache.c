@@ -248,6 +248,8 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 
 /* --- what is found once --- */
 
+#define THUNK_HIT 38 /* where the displacement of the jump to the code stands */
+
 /*
  * S1 is the key of the target, RIP + salt, which is compared without touching flags; hot.target and hot.exit_site are those of the
  * jump, should this be another's thunk and have no second.
@@ -256,7 +258,7 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 {
 	const struct thunk *k = &t->thunk[index];
 	struct emit m = {t->write + t->thunks + index * THUNK_SIZE};
-	uint8_t *miss;
+	uint8_t *miss, *hit;
 
 	emit_imm64(&m, S2, 1 - k->key);
 	emit_lea(&m, S2, (struct emit_mem){S1, S2, 0, 0});
@@ -265,13 +267,24 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 	miss = emit_loop(&m);
 	emit_move(&m, RCX, S1);
 	emit_store_imm64(&m, &t->hot.code, (int32_t)(uintptr_t)k->page);
-	emit_patch(emit_jmp(&m), t->write + t->tbs[tb].code);
+	hit = emit_jmp(&m);
+	assert(hit - (t->write + t->thunks + index * THUNK_SIZE) == THUNK_HIT);
+	emit_patch(hit, t->write + t->tbs[tb].code);
 	emit_patch8(miss, m.p);
 	emit_move(&m, RCX, S1);
 	emit_imm64(&m, S1, k->key - 1);
 	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
 	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->find));
 	assert(m.p - (t->write + t->thunks + index * THUNK_SIZE) <= THUNK_SIZE);
+}
+
+static bool thunk_leads(const struct translator *t, unsigned index, uint32_t code)
+{
+	const uint8_t *at = t->write + t->thunks + index * THUNK_SIZE + THUNK_HIT;
+	int32_t displacement;
+
+	memcpy(&displacement, at, sizeof(displacement));
+	return at + sizeof(displacement) + displacement == t->write + code;
 }
 
 #define THUNK_MISS 60 /* where the displacement of the jump to the second one stands */
@@ -297,6 +310,8 @@ void translator_remember(struct engine *e, unsigned view, const struct code_page
 	unsigned index = key & (JUMPS - 1);
 	struct thunk *k = &t->thunk[index];
 
+	if (k->page == page && k->key == key && thunk_leads(t, index, t->tbs[tb].code))
+		return;
 	if (!k->page)
 		t->hot.jumps[index] = (uint64_t)(uintptr_t)t->execute + t->thunks + index * THUNK_SIZE;
 	else if (k->key != key && (k->page->life == t->life[SHADOW_USER] || k->page->life == t->life[SHADOW_SUPERVISOR]))

@@ -59,6 +59,8 @@ uint64_t translator_find(struct engine *e)
 	/* Code may have changed the privilege since it was entered. */
 	unsigned view = (e->cpu->seg[SEG_SS].ar & SEG_AR_DPL) == SEG_AR_DPL ? SHADOW_USER : SHADOW_SUPERVISOR;
 
+	if (!t->hot.far_turn)
+		t->hot.far_turn = FAR_TURNS;
 	if (!e->lockstep) {
 		switch (t->sites[site].kind) {
 		case SITE_CHAIN:

@@ -68,6 +68,7 @@ static inline bool is_scratch(int reg)
 #define CODE_MAX 131072u    /* host bytes of one translation at most */
 #define SITES_MAX 1024u	    /* its ways out */
 #define MAPS_MAX 16384u	    /* and its part of the fault map, in bytes */
+#define FAR_TURNS 16u
 #define SPACES 8	    /* of users, whose jumps are remembered */
 #define SPACE_PAGES 4096u   /* hashed, to which they lead: three quarters at most, if they shall outlive a flush */
 #define SEEN_MANY 0xffff
@@ -107,6 +108,7 @@ struct hot {
 	uint64_t string_si, string_di; /* deltas in RSI and RDI while MOVS or STOS runs */
 	uint64_t mode_changed; /* CS and SS are another privilege's since the engine has last looked */
 	uint64_t exit_site;
+	uint64_t far_turn; /* far links that may still fail until one is set anew */
 	uint64_t scratch[2]; /* R10, R11 at a fault */
 	uint64_t rsp_host;
 	uint64_t c_rsp;

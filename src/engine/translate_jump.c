@@ -91,7 +91,8 @@ void tx_jump_far(struct tx *x, int offset, int32_t target, int undo)
 	s->stub = (uint32_t)target;
 }
 
-void tx_emit_far(struct emit *m, struct translator *t, unsigned salt)
+/* S1 = the key of the far link's target, and hot.target and hot.exit_site are set; the site is in S2, RCX in S1. */
+static void find_far_key(struct emit *m, struct translator *t, unsigned salt)
 {
 	struct hot *h = &t->hot;
 	const int32_t target = (int32_t)(uintptr_t)t->sites + (int32_t)offsetof(struct site, stub);
@@ -108,7 +109,25 @@ void tx_emit_far(struct emit *m, struct translator *t, unsigned salt)
 	else
 		emit_lea32(m, S1, (struct emit_mem){S1, S2, 0, 0});
 	emit_store(m, S1, mem_abs(&h->target));
-	look_up_target(m, h, salt);
+	emit_load(m, S2, mem_abs(&h->salt[salt]));
+	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 0});
+}
+
+/* Each FAR_TURNS-th time C is asked although the jump cache may know: links of processes that have ended become those of this one. */
+void tx_emit_far(struct emit *m, struct translator *t, unsigned salt)
+{
+	struct hot *h = &t->hot;
+	uint8_t *turn;
+
+	emit_load_low(m, RCX, mem_abs(&h->far_turn));
+	emit_lea32(m, RCX, mem_base(RCX, -1));
+	emit_store_low(m, RCX, mem_abs(&h->far_turn));
+	turn = emit_jrcxz(m);
+	find_far_key(m, t, salt);
+	look_up_key(m, h);
+	emit_patch8(turn, m->p);
+	find_far_key(m, t, salt);
+	emit_patch(emit_jmp(m), t->write + t->find);
 }
 
 /* --- calls and returns --- */
