@@ -160,10 +160,7 @@ void site_lead(struct translator *t, const struct site *s, uint32_t code)
 
 bool site_leads(const struct translator *t, const struct site *s, uint32_t code)
 {
-	int32_t displacement;
-
-	memcpy(&displacement, t->write + s->patch, sizeof(displacement));
-	return (uint32_t)s->patch + 4u + (uint32_t)displacement == code;
+	return emit_leads(t->write + s->patch, t->write + code);
 }
 
 void site_unchain(struct translator *t, uint32_t id)

@@ -376,4 +376,22 @@ static inline void emit_patch(uint8_t *displacement, const uint8_t *to)
 	memcpy(displacement, &value, 4);
 }
 
+/* The branch goes to the writable address `to`. */
+static inline bool emit_leads(const uint8_t *displacement, const uint8_t *to)
+{
+	int32_t value;
+
+	memcpy(&value, displacement, 4);
+	return displacement + 4 + value == to;
+}
+
+/* RCX = the counter less one, 32 bits, which is stored; branch if it is 0 now; no flags. As emit_jrcxz(). */
+static inline uint8_t *emit_count_down(struct emit *m, const volatile void *counter)
+{
+	emit_load_low(m, RCX, mem_abs(counter));
+	emit_lea32(m, RCX, mem_base(RCX, -1));
+	emit_store_low(m, RCX, mem_abs(counter));
+	return emit_jrcxz(m);
+}
+
 #endif

@@ -278,15 +278,6 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 	assert(m.p - (t->write + t->thunks + index * THUNK_SIZE) <= THUNK_SIZE);
 }
 
-static bool thunk_leads(const struct translator *t, unsigned index, uint32_t code)
-{
-	const uint8_t *at = t->write + t->thunks + index * THUNK_SIZE + THUNK_HIT;
-	int32_t displacement;
-
-	memcpy(&displacement, at, sizeof(displacement));
-	return at + sizeof(displacement) + displacement == t->write + code;
-}
-
 #define THUNK_MISS 60 /* where the displacement of the jump to the second one stands */
 
 /* The second thunk of a first one; the first one if there is no room. */
@@ -310,7 +301,8 @@ void translator_remember(struct engine *e, unsigned view, const struct code_page
 	unsigned index = key & (JUMPS - 1);
 	struct thunk *k = &t->thunk[index];
 
-	if (k->page == page && k->key == key && thunk_leads(t, index, t->tbs[tb].code))
+	if (k->page == page && k->key == key &&
+		emit_leads(t->write + t->thunks + index * THUNK_SIZE + THUNK_HIT, t->write + t->tbs[tb].code))
 		return;
 	if (!k->page)
 		t->hot.jumps[index] = (uint64_t)(uintptr_t)t->execute + t->thunks + index * THUNK_SIZE;

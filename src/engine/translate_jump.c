@@ -13,11 +13,17 @@ static void look_up_key(struct emit *m, struct hot *h)
 	emit_group5(m, GROUP5_JMP, mem_table(&h->jumps[0], S2));
 }
 
-/* The target is in S1 and in hot.target. Destroys S2. */
-static void look_up_target(struct emit *m, struct hot *h, unsigned salt)
+/* S1 = the key of the target in S1. Destroys S2. */
+static void add_salt(struct emit *m, struct hot *h, unsigned salt)
 {
 	emit_load(m, S2, mem_abs(&h->salt[salt]));
 	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 0});
+}
+
+/* The target is in S1 and in hot.target. Destroys S2. */
+static void look_up_target(struct emit *m, struct hot *h, unsigned salt)
+{
+	add_salt(m, h, salt);
 	look_up_key(m, h);
 }
 
@@ -109,8 +115,7 @@ static void find_far_key(struct emit *m, struct translator *t, unsigned salt)
 	else
 		emit_lea32(m, S1, (struct emit_mem){S1, S2, 0, 0});
 	emit_store(m, S1, mem_abs(&h->target));
-	emit_load(m, S2, mem_abs(&h->salt[salt]));
-	emit_lea(m, S1, (struct emit_mem){S1, S2, 0, 0});
+	add_salt(m, h, salt);
 }
 
 /* Each FAR_TURNS-th time C is asked although the jump cache may know: links of processes that have ended become those of this one. */
@@ -119,10 +124,7 @@ void tx_emit_far(struct emit *m, struct translator *t, unsigned salt)
 	struct hot *h = &t->hot;
 	uint8_t *turn;
 
-	emit_load_low(m, RCX, mem_abs(&h->far_turn));
-	emit_lea32(m, RCX, mem_base(RCX, -1));
-	emit_store_low(m, RCX, mem_abs(&h->far_turn));
-	turn = emit_jrcxz(m);
+	turn = emit_count_down(m, &h->far_turn);
 	find_far_key(m, t, salt);
 	look_up_key(m, h);
 	emit_patch8(turn, m->p);
@@ -260,10 +262,7 @@ static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int
 		hit[n] = emit_jrcxz(m);
 	}
 	if (learns) {
-		emit_load_low(m, RCX, mem_abs(&x->t->heats[x->tb]));
-		emit_lea32(m, RCX, mem_base(RCX, -1));
-		emit_op_mem32(m, 0x89, RCX, mem_abs(&x->t->heats[x->tb]));
-		strange = emit_jrcxz(m);
+		strange = emit_count_down(m, &x->t->heats[x->tb]);
 	}
 	emit_move(m, RCX, S2);
 	miss = emit_jmp(m);

@@ -108,10 +108,7 @@ static void emit_lookup(struct tx *x, unsigned size, bool is_write)
 		emit_pext(&x->m, S1, S1, mem_abs(&h->tlb_page));
 		emit_pdep(&x->m, S1, S1, mem_abs(&h->tlb_page));
 		emit_store(&x->m, RCX, mem_abs(&h->save));
-		emit_load_low(&x->m, RCX, mem_abs(&x->soft->left));
-		emit_lea32(&x->m, RCX, mem_base(RCX, -1));
-		emit_op_mem32(&x->m, 0x89, RCX, mem_abs(&x->soft->left));
-		judge = emit_jrcxz(&x->m);
+		judge = emit_count_down(&x->m, &x->soft->left);
 		emit_load(&x->m, RCX, mem_base(S2, tag));
 		emit_not(&x->m, RCX);
 		emit_lea(&x->m, RCX, (struct emit_mem){RCX, S1, 0, 1});
@@ -271,7 +268,7 @@ bool soft_left(struct engine *e, uint64_t at)
 		s->left = SOFT_RUN;
 		return false;
 	}
-	s->level = (uint8_t)(s->level + (!no_room && is_crowded(s) ? 2 : 1));
+	s->level = (uint8_t)(s->level + (unfit ? 2 : 1));
 	if (s->level > LEVEL_MAX)
 		s->level = LEVEL_MAX;
 	s->soft = false;
