@@ -65,6 +65,7 @@
 	X(code_entries, "translator: entries into translated code") \
 	X(found_chain, "translator: branches chained on the way") \
 	X(found_target, "translator: jump cache misses repaired on the way") \
+	X(far_links, "translator: branches out of their page set to lead on from the page that runs") \
 	X(exits_chain, "translator: exits to code that was not chained or not translated") \
 	X(exits_interp, "translator: exits for an instruction of the interpreter") \
 	X(exits_target, "translator: jump cache misses") \

@@ -339,4 +339,5 @@ void site_link_far(struct engine *e, uint32_t id, unsigned view, const struct co
 	site_lead(t, s, t->tbs[tb].code);
 	emit_put32(at - FAR_PAGE, (uint32_t)(uintptr_t)to);
 	emit_put32(at - FAR_FROM, -(uint32_t)(uintptr_t)page);
+	e->stats->far_links++;
 }
