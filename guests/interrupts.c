@@ -153,6 +153,50 @@ static void loops(void)
 	say("interrupts: loops ok");
 }
 
+/* EDI times, counted in EAX, as 32-bit code. The instruction that counts down is the branch: it may not be begun twice, whichever way it goes. */
+extern char count_near[], count_far[];
+asm(".code32\n"
+    "count_near: mov %edi, %ecx; xor %eax, %eax\n"
+    "1: inc %eax; loop 1b; int $0x80\n"
+    ".balign 4096; .skip 4096 - 5\n"
+    "count_far: mov %edi, %ecx; xor %eax, %eax\n"
+    "2: inc %eax\n" /* the last byte of its page */
+    "loop 2b; int $0x80\n"
+    ".code64\n");
+
+static volatile uint32_t counted;
+
+static bool keep_count(struct frame *frame)
+{
+	if (frame->vector == V_USER_EXIT)
+		counted = (uint32_t)frame->ax;
+	return false;
+}
+
+static void counted_loops(void)
+{
+	static char *const code[] = {count_near, count_far};
+	const uint32_t times = 100000;
+
+	irq_eoi = EOI_LAPIC;
+	trap_hook = keep_count;
+	lapic_write(0x320, LVT_PERIODIC | 0x54);
+	lapic_write(0x380, 60000);
+	for (unsigned i = 0; i < 2; i++) {
+		irq_clear();
+		while (irq_count[0x54] < 8) {
+			asm volatile("mov %0, %%ds; mov %0, %%es" : : "r"(SEL_USER_DATA));
+			CHECK(user_run_in(SEL_USER_CODE32, code[i], EFLAGS_IF, times) == V_USER_EXIT);
+			CHECK(counted == times);
+		}
+	}
+	trap_hook = NULL;
+	lapic_write(0x320, LVT_MASKED | 0x54);
+	lapic_write(0x380, 0);
+	open_window();
+	say("interrupts: counted loops ok");
+}
+
 static void self_ipi(unsigned vector)
 {
 	lapic_write(0x310, 0);
@@ -388,6 +432,7 @@ int guest_main(void)
 	lapic_enable();
 	lapic_timer();
 	loops();
+	counted_loops();
 	priorities();
 	shadows();
 	nmi();

@@ -677,7 +677,7 @@ bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *ta
 void tx_page_address(struct tx *x, int to, int offset);
 /* Goes to the target and ends the block. `undo` as for tx_jump(). */
 void tx_go(struct tx *x, const struct tx_insn *i, int64_t target, int undo, bool polled);
-/* Before a direct call has pushed anything: events are looked at if it leads backward out of the page. Within, tx_go() does that. */
+/* Before a direct call has pushed or LOOP has counted anything: events are looked at if it leads backward out of the page. Within, tx_go() does that. */
 void tx_poll_call(struct tx *x, const struct tx_insn *i, int64_t target);
 bool tx_jump_if(struct tx *x, const struct tx_insn *i);
 /* The vector registers are the guest's once the gate has been passed. */

@@ -556,6 +556,7 @@ static bool loop(struct tx *x, struct tx_insn *i)
 
 	if (!tx_is_plain_branch(i) || !tx_relative_target(x, i, &target) || i->d.insn.address_width != 32 || i->next >= 4096)
 		return false;
+	tx_poll_call(x, i, target); /* behind it the instruction could not be begun again */
 	emit8(&x->m, 0x67);
 	emit8(&x->m, i->d.insn.opcode);
 	emit8(&x->m, 0);
@@ -567,7 +568,7 @@ static bool loop(struct tx *x, struct tx_insn *i)
 		region_go(x, (unsigned)block, not_taken);
 	else
 		tx_stub(x, not_taken, STUB_SITE, tx_site(x, SITE_CHAIN, i->next, 0));
-	tx_go(x, i, target, 0, false);
+	tx_go(x, i, target, 0, true);
 	return true;
 }
 
