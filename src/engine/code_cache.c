@@ -153,14 +153,54 @@ void translator_destroy(struct engine *e)
 
 /* --- links --- */
 
+/*
+ * Blocks are often translated in the order in which they run. So a JMP to what follows it becomes a NOP, and a Jcc to what follows the JMP
+ * behind it trades places with that: flat code has more taken branches than the host's branch predictor has room for.
+ *
+ *	jcc  next			jncc far
+ *	jmp  far		→	nop
+ * next:	...			next:	...
+ */
+#define JMP_OPCODE 0xe9
+#define NOP_OPCODE 0x0f
+
 void site_lead(struct translator *t, const struct site *s, uint32_t code)
 {
-	emit_patch(t->write + s->patch, t->write + code);
+	static const uint8_t nop[] = {NOP_OPCODE, 0x1f, 0x44, 0x00, 0x00};
+	uint8_t *displacement = t->write + s->patch;
+	bool is_jmp = displacement[-1] == JMP_OPCODE || displacement[-1] == NOP_OPCODE;
+
+	if (is_jmp && code == s->patch + 4u) {
+		memcpy(displacement - 1, nop, sizeof(nop));
+		return;
+	}
+	if (is_jmp)
+		displacement[-1] = JMP_OPCODE;
+	emit_patch(displacement, t->write + code);
 }
 
 bool site_leads(const struct translator *t, const struct site *s, uint32_t code)
 {
-	return emit_leads(t->write + s->patch, t->write + code);
+	const uint8_t *displacement = t->write + s->patch;
+
+	return displacement[-1] == NOP_OPCODE ? code == s->patch + 4u : emit_leads(displacement, t->write + code);
+}
+
+/* The site is a Jcc that is to lead behind the JMP of the next site, which follows it: that becomes the branch of this one. */
+static void trade_places(struct translator *t, uint32_t id, uint32_t code)
+{
+	struct site *s = &t->sites[id], *behind = s + 1;
+	uint8_t *displacement = t->write + s->patch;
+	int32_t elsewhere;
+
+	if (code != s->patch + 9u || displacement[4] != JMP_OPCODE || (displacement[-1] & 0xf0) != 0x80 || id + 1 >= t->site_used ||
+		behind->kind != SITE_CHAIN || behind->patch != s->patch + 5u)
+		return;
+	memcpy(&elsewhere, displacement + 5, sizeof(elsewhere));
+	displacement[-1] ^= 1;
+	emit_patch(displacement, displacement + 9 + elsewhere);
+	behind->patch = s->patch;
+	s->patch = behind->patch + 5;
 }
 
 void site_unchain(struct translator *t, uint32_t id)
@@ -195,6 +235,7 @@ void site_chain(struct engine *e, uint32_t id, const struct block *b, uint32_t t
 	s->chained = true;
 	s->next = t->tbs[tb].incoming;
 	t->tbs[tb].incoming = id + 1;
+	trade_places(t, id, t->tbs[tb].code);
 	site_lead(t, s, t->tbs[tb].code);
 }
 
