@@ -12,8 +12,9 @@
 #define ACC 0x20ul
 #define DIRTY 0x40ul
 #define WINDOW 0x40000000ul /* two pages of code, in all address spaces */
-#define SPACES 16u
-#define TURNS 4u
+#define SPACES 64u /* more than a translator remembers */
+#define TURNS 1u
+#define CR4_PCIDE 0x20000ul
 #define ROUNDS 4096u
 #define MIXED_ROUNDS 64u /* where each second space has another second page */
 
@@ -89,6 +90,30 @@ static void visit(void (*run)(unsigned), unsigned rounds, bool mixed)
 	set_cr3(boot);
 }
 
+/*
+ * Few address spaces, each time with another PCID, as kernels do that have more processes than PCIDs. The second page changes between the turns,
+ * and no translation of the PCID that comes then is left: CR3 is written without bit 63.
+ */
+static void visit_pcids(void (*run)(unsigned), unsigned rounds, bool changing)
+{
+	word boot = get_cr3();
+
+	if (!(cpuid(1, 0).ecx & 1 << 17))
+		return;
+	set_cr4(get_cr4() | CR4_PCIDE);
+	for (unsigned n = 0; n < 5 * 7 * 8; n++) {
+		bool other = changing && n / 5 & 1;
+
+		tables[0][2][1] = (word)(other ? links_other : links_second) | P | US | ACC;
+		set_cr3((word)pml4s[n % 5] | (1 + n % 7));
+		run(rounds);
+		CHECK(result == rounds * (other ? 5u : 3u));
+	}
+	set_cr3(boot);
+	set_cr4(get_cr4() & ~CR4_PCIDE);
+	tables[0][2][1] = (word)links_second | P | US | ACC;
+}
+
 int guest_main(void)
 {
 	trap_hook = keep_result;
@@ -102,5 +127,12 @@ int guest_main(void)
 	visit(run_kernel, ROUNDS, false);
 	visit(run_kernel, MIXED_ROUNDS, true);
 	say("links: kernel ok");
+	for (unsigned n = 0; n < SPACES; n++)
+		pml4s[n][0] = (word)tables[0][0] | P | RW | US;
+	visit_pcids(run_user_64, ROUNDS / 8, false);
+	visit_pcids(run_user_64, MIXED_ROUNDS, true);
+	visit_pcids(run_user_32, MIXED_ROUNDS, true);
+	visit_pcids(run_kernel, MIXED_ROUNDS, true);
+	say("links: PCIDs ok, where there are some");
 	return 0;
 }

@@ -12,7 +12,8 @@
  *
  *   hot.code ──► record {base, host, life, key}      table of returns, by bits 15:3 of RSP: {landing, record of its page}
  *
- * Spaces are remembered by CR3, so that a switch between few processes loses nothing.
+ * Spaces are remembered by where their tables are, so that a switch between few processes loses nothing. A kernel that has more processes
+ * than PCIDs gives each another one whenever it comes back: the pages are compared then, as after a flush.
  */
 #include <assert.h>
 #include <errno.h>
@@ -111,7 +112,12 @@ void translator_settle(struct engine *e)
 	t->space_stale = false;
 	for (unsigned n = 0; n < SPACES; n++) {
 		s = &t->spaces[n];
-		if (s->live && s->cr3 == cr3 && s->sum == sum && (s->live = is_as_it_was(e, s))) {
+		if (!s->live || (s->cr3 ^ cr3) & ~CR3_PCID || s->sum != sum)
+			continue;
+		if (s->cr3 != cr3)
+			flush_space(s);
+		s->cr3 = cr3;
+		if (s->live && (s->live = is_as_it_was(e, s))) {
 			t->space = n;
 			enter_life(t, SHADOW_USER, &s->life);
 			return;

@@ -69,7 +69,7 @@ static inline bool is_scratch(int reg)
 #define SITES_MAX 1024u	    /* its ways out */
 #define MAPS_MAX 16384u	    /* and its part of the fault map, in bytes */
 #define FAR_TURNS 16u
-#define SPACES 8	    /* of users, whose jumps are remembered */
+#define SPACES 32	    /* of users, whose jumps are remembered */
 #define SPACE_PAGES 4096u   /* hashed, to which they lead: three quarters at most, if they shall outlive a flush */
 #define SEEN_MANY 0xffff
 #define SOFT_SITES 1024u
@@ -244,7 +244,7 @@ struct life {
 };
 
 struct user_space {
-	uint64_t cr3; /* with the PCID */
+	uint64_t cr3; /* with the PCID, the last one that it had */
 	uint64_t sum; /* shadow_deltas.user_sum */
 	struct life life;
 	bool live;
