@@ -7,7 +7,8 @@
  * bytes are read; from then on writes by this vcpu take the slow path, which calls engine_invalidate_range(). Other vcpus
  * are told through vm_shared.code_news, which they read between blocks; the VMM tells of device writes through the
  * invalidate ring. Dropped blocks keep their memory until there is no more; then those that have no translation are dropped
- * too, and the others move together. Instructions are there as long as there is room: the translated code of a block does without, and who needs them decodes again (blocks_insns()).
+ * too, and the others move together. Instructions are there as long as there is room: the translated code of a block and the translator do without,
+ * and who needs them decodes again (blocks_insns()).
  * Both happen between blocks, never under an executing one.
  */
 #include "engine/blocks.h"
@@ -307,7 +308,7 @@ static unsigned decode_run(struct engine *e, enum engine_mode mode, uint64_t off
 	return count;
 }
 
-void blocks_reserve(struct engine *e, unsigned insns)
+static void reserve(struct engine *e, unsigned insns)
 {
 	struct block_cache *c = e->blocks;
 
@@ -318,19 +319,22 @@ void blocks_reserve(struct engine *e, unsigned insns)
 	c->insns_used = 0;
 }
 
+void blocks_disagree(struct engine *e, const struct block *b)
+{
+	engine_invalidate_page(e, b->key >> 14);
+	e->insn_rip = e->cpu->gpr[GPR_RIP];
+	e->current = NULL;
+	engine_restart_insn(e);
+}
+
 const struct insn *blocks_decode_again(struct engine *e, struct block *b)
 {
 	struct block_cache *c = e->blocks;
 	unsigned bytes;
 
-	blocks_reserve(e, BLOCK_INSNS);
-	if (decode_run(e, b->key & 3, b->key >> 2, b->count, &c->insns[c->insns_used], &bytes) != b->count || bytes != b->bytes) {
-		/* Another vcpu writes to it, and its news have not come yet. */
-		engine_invalidate_page(e, b->key >> 14);
-		e->insn_rip = e->cpu->gpr[GPR_RIP];
-		e->current = NULL;
-		engine_restart_insn(e);
-	}
+	reserve(e, BLOCK_INSNS);
+	if (decode_run(e, b->key & 3, b->key >> 2, b->count, &c->insns[c->insns_used], &bytes) != b->count || bytes != b->bytes)
+		blocks_disagree(e, b);
 	b->insns = &c->insns[c->insns_used];
 	c->insns_used += b->count;
 	return b->insns;
@@ -396,7 +400,7 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 
 	if (c->blocks_used == BLOCKS_MAX || c->seen_used + BLOCK_INSNS > SEEN_MAX)
 		make_room(e);
-	blocks_reserve(e, BLOCK_INSNS);
+	reserve(e, BLOCK_INSNS);
 	mark_code(e, page);
 	b = &c->blocks[c->blocks_used];
 	count = decode_run(e, e->mode, offset, BLOCK_INSNS, &c->insns[c->insns_used], &bytes);

@@ -88,10 +88,13 @@ int blocks_create(struct engine *e);
  * translator has seen; NULL: there is no more. Good until the next call.
  */
 const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at, uint32_t *seen);
-/* Room for so many instructions; those of all blocks may be gone. */
-void blocks_reserve(struct engine *e, unsigned insns);
+/*
+ * The block's bytes are not those that it was decoded from: another vcpu writes to them, and its news have not come yet. Its page's blocks
+ * go, and the main loop goes on at RIP.
+ */
+void blocks_disagree(struct engine *e, const struct block *b) __attribute__((noreturn));
 const struct insn *blocks_decode_again(struct engine *e, struct block *b);
-/* The block's instructions; those of others may be gone, unless room was reserved. Between blocks, in the main loop. */
+/* The block's instructions; those of others may be gone or have moved. Between blocks, in the main loop. */
 static inline const struct insn *blocks_insns(struct engine *e, struct block *b)
 {
 	return engine_likely(b->insns) ? b->insns : blocks_decode_again(e, b);

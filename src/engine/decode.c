@@ -4,7 +4,9 @@
  *
  * Invariant: the result depends on the mode, the bytes and the CPU model only, never on registers, so that it may be cached.
  */
+#include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "engine/decode.h"
 
@@ -261,7 +263,7 @@ static bool writes_special(const struct decoded *d)
 		(d->insn.mnemonic == ZYDIS_MNEMONIC_MOV || d->insn.mnemonic == ZYDIS_MNEMONIC_POP);
 }
 
-static void decoder_init(const struct engine *e, enum engine_mode mode, ZydisDecoder *decoder)
+static void init_decoder(const struct engine *e, enum engine_mode mode, ZydisDecoder *decoder)
 {
 	static const struct {
 		ZydisMachineMode machine;
@@ -281,13 +283,36 @@ static void decoder_init(const struct engine *e, enum engine_mode mode, ZydisDec
 	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
 }
 
-ZyanStatus decode_view(const struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size,
+int decode_create(struct engine *e)
+{
+	void *p = mmap(NULL, sizeof(*e->decode), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		return -ENOMEM;
+	e->decode = p;
+	for (enum engine_mode mode = MODE_16; mode <= MODE_64; mode++)
+		init_decoder(e, mode, &e->decode->decoder[mode]);
+	return memo_create(e->decode);
+}
+
+void decode_forget(struct engine *e)
+{
+	memo_forget(e->decode);
+}
+
+void decode_destroy(struct engine *e)
+{
+	if (!e->decode)
+		return;
+	memo_destroy(e->decode);
+	munmap(e->decode, sizeof(*e->decode));
+	e->decode = NULL;
+}
+
+static ZyanStatus decode_view(const struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size,
 	struct decoded *d)
 {
-	ZydisDecoder decoder;
-
-	decoder_init(e, mode, &decoder);
-	return ZydisDecoderDecodeFull(&decoder, bytes, size < INSN_MAX ? size : INSN_MAX, &d->insn, d->op);
+	return ZydisDecoderDecodeFull(&e->decode->decoder[mode], bytes, size < INSN_MAX ? size : INSN_MAX, &d->insn, d->op);
 }
 
 static unsigned undefined(struct insn *out, insn_fn fn)
@@ -318,29 +343,19 @@ static insn_fn find_handler(struct engine *e, struct insn *i, const struct decod
 	return fn;
 }
 
-unsigned decode_insn(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out)
+static void fill_insn(struct engine *e, enum engine_mode mode, const uint8_t *bytes, const struct decoded *d, struct insn *out)
 {
-	struct decoded d;
-	ZyanStatus status = decode_view(e, mode, bytes, size, &d);
-	ZydisInstructionAttributes attributes;
-
-	if (status == ZYDIS_STATUS_NO_MORE_DATA)
-		return size < INSN_MAX ? 0 : undefined(out, op_too_long);
-	if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)
-		return undefined(out, op_too_long);
-	if (!ZYAN_SUCCESS(status))
-		return undefined(out, op_undefined);
+	ZydisInstructionAttributes attributes = d->insn.attributes;
 
 	memset(out, 0, sizeof(*out));
-	attributes = d.insn.attributes;
-	out->length = d.insn.length;
-	out->opsize = d.insn.operand_width <= 64 ? d.insn.operand_width / 8 : 8;
-	out->addrsize = d.insn.address_width / 8;
+	out->length = d->insn.length;
+	out->opsize = d->insn.operand_width <= 64 ? d->insn.operand_width / 8 : 8;
+	out->addrsize = d->insn.address_width / 8;
 	out->stacksize = mode == MODE_64 ? 8 : mode == MODE_32 ? 4 : 2;
-	out->mnemonic = (uint16_t)d.insn.mnemonic;
+	out->mnemonic = (uint16_t)d->insn.mnemonic;
 	out->base = out->index = GPR_ZERO;
 	out->seg = SEG_DS;
-	out->cc = d.insn.opcode & 15;
+	out->cc = d->insn.opcode & 15;
 	if (attributes & ZYDIS_ATTRIB_HAS_LOCK)
 		out->flags |= INSN_LOCK;
 	if (attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE))
@@ -349,13 +364,62 @@ unsigned decode_insn(struct engine *e, enum engine_mode mode, const uint8_t *byt
 		out->flags |= INSN_REPNE;
 	if (attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE)
 		out->flags |= INSN_OPSIZE_PREFIX;
-	if (ends_block(&d.insn) || writes_special(&d))
+	if (ends_block(&d->insn) || writes_special(d))
 		out->flags |= INSN_ENDS_BLOCK;
-	fill_operands(out, &d);
-	out->fn = find_handler(e, out, &d, bytes);
+	fill_operands(out, d);
+	out->fn = find_handler(e, out, d, bytes);
 	if (!out->fn) {
 		out->fn = op_undefined;
 		out->flags |= INSN_ENDS_BLOCK;
 	}
+}
+
+/* The decoder has found nothing: the length of what raises a fault, or 0. */
+static unsigned fill_failure(ZyanStatus status, unsigned size, struct insn *out)
+{
+	if (status == ZYDIS_STATUS_NO_MORE_DATA)
+		return size < INSN_MAX ? 0 : undefined(out, op_too_long);
+	return undefined(out, status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? op_too_long : op_undefined);
+}
+
+static unsigned decode_new(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out, struct decoded *d)
+{
+	ZyanStatus status = decode_view(e, mode, bytes, size, d);
+
+	if (!ZYAN_SUCCESS(status)) {
+		memset(d, 0, sizeof(*d));
+		return fill_failure(status, size, out);
+	}
+	fill_insn(e, mode, bytes, d, out);
+	if (size >= MEMO_BYTES && !(out->flags & INSN_ONCE))
+		memo_add(e->decode, mode, bytes, d, out);
 	return out->length;
+}
+
+unsigned decode_both(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out, struct decoded *d)
+{
+	uint8_t code[MEMO_BYTES];
+	bool known;
+
+	/* Another vcpu may write to the bytes: they are looked at once. */
+	memcpy(code, bytes, size < MEMO_BYTES ? size : MEMO_BYTES);
+	if (size < MEMO_BYTES)
+		return decode_new(e, mode, code, size, out, d);
+	known = memo_find(e->decode, mode, code, out);
+	if (known && memo_find_view(e->decode, mode, code, d))
+		return out->length;
+	if (known ? !ZYAN_SUCCESS(decode_view(e, mode, code, size, d)) : !decode_new(e, mode, code, size, out, d))
+		return 0;
+	if (d->insn.length == out->length)
+		memo_add_view(e->decode, mode, code, d, out);
+	return out->length;
+}
+
+unsigned decode_insn(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out)
+{
+	uint8_t code[MEMO_BYTES];
+	struct decoded d;
+
+	memcpy(code, bytes, size < MEMO_BYTES ? size : MEMO_BYTES);
+	return size >= MEMO_BYTES && memo_find(e->decode, mode, code, out) ? out->length : decode_new(e, mode, code, size, out, &d);
 }

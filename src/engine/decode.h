@@ -23,12 +23,33 @@ struct decoded {
 /* True if the model's CPU multiplies, branches and decodes as AMD's do where the vendors differ. */
 bool decode_is_amd(const struct engine *e);
 
+/* e->decode: the decoders, set up for the CPU model. */
+struct decode_state {
+	ZydisDecoder decoder[MODE_64 + 1];
+	struct memo *memo; /* decode_memo.c */
+};
+
 /*
- * The decoder's answer for the guest's CPU, at most 15 bytes looked at. Whether the guest has the instruction is another
- * question: decode_insn().
+ * --- decode_memo.c: instructions that were decoded before, by their bytes ---
+ *
+ * `code` are MEMO_BYTES bytes, which may be more than the instruction has; *out is as decode_insn() has made it from these.
  */
-ZyanStatus decode_view(const struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size,
-	struct decoded *d);
+#define MEMO_BYTES 16
+int memo_create(struct decode_state *s);
+void memo_destroy(struct decode_state *s);
+void memo_forget(struct decode_state *s);
+/* False: not known. */
+bool memo_find(const struct decode_state *s, enum engine_mode mode, const uint8_t *code, struct insn *out);
+void memo_add(struct decode_state *s, enum engine_mode mode, const uint8_t *code, const struct decoded *d, const struct insn *i);
+/* The same for the view. */
+bool memo_find_view(const struct decode_state *s, enum engine_mode mode, const uint8_t *code, struct decoded *d);
+void memo_add_view(struct decode_state *s, enum engine_mode mode, const uint8_t *code, const struct decoded *d, const struct insn *i);
+
+/*
+ * As decode_insn(), with the view that *out was made from: that of an encoding which the guest has not got, too (op_undefined). All
+ * 0 if the decoder has found none.
+ */
+unsigned decode_both(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out, struct decoded *d);
 
 /* Outside of 64-bit mode VEX.W does not widen a general operand (SDM vol. 2, 2.3.5.5): the instruction is one that has such. */
 bool decode_ignores_w(const ZydisDecodedInstruction *z);

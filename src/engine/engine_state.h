@@ -60,6 +60,7 @@ struct insn {
 #define INSN_ENDS_BLOCK (1u << 6) /* control transfer, or changes modes/translation: look up again afterwards */
 #define INSN_OPSIZE_PREFIX (1u << 7)
 #define INSN_WIDE_DEST (1u << 8) /* free for the owner of the mnemonic */
+#define INSN_ONCE (1u << 9)	 /* what becomes of it does not depend on its bytes alone: it is not remembered */
 
 /* Execution mode: part of a block's key. */
 enum engine_mode { MODE_16, MODE_32, MODE_64 };
@@ -85,6 +86,7 @@ struct tlb_entry {
 };
 
 struct block_cache; /* exec.c */
+struct decode_state; /* decode.h */
 struct native_state; /* native.c */
 struct shadow; /* shadow.c */
 struct shadow_deltas; /* shadow.h */
@@ -99,6 +101,7 @@ struct engine {
 	struct engine_stats *stats; /* &block->stats */
 	uint8_t *ram;	       /* hva of the RAM memfd */
 	struct engine_env env;
+	struct decode_state *decode;
 	struct block_cache *blocks;
 	struct native_state *native;
 	struct shadow *shadow;	       /* NULL: no translator */
@@ -191,6 +194,11 @@ static inline bool engine_events_pending(const struct engine *e)
 void engine_restart_insn(struct engine *e) __attribute__((noreturn));
 
 /* --- decode.c --- */
+/* Takes e->decode; -ENOMEM. destroy copes with what create did not do. */
+int decode_create(struct engine *e);
+void decode_destroy(struct engine *e);
+/* insn.native is good no more. */
+void decode_forget(struct engine *e);
 /* Decodes at most 15 bytes. Returns the length; 0: too few bytes (need another page); illegal encodings give an insn that raises #UD. */
 unsigned decode_insn(struct engine *e, enum engine_mode mode, const uint8_t *bytes, unsigned size, struct insn *out);
 

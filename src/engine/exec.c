@@ -616,7 +616,9 @@ int engine_create(struct vcpu_block *block, struct vm_shared *shared, uint8_t *r
 	for (unsigned array = 0; array < TLB_ARRAYS; array++)
 		for (unsigned n = 0; n < TLB_SIZE; n++)
 			e->tlb_data[array][n] = (struct tlb_entry){ TLB_NO_TAG, TLB_NO_TAG, TLB_NO_TAG, 0 };
-	error = blocks_create(e);
+	error = decode_create(e);
+	if (!error)
+		error = blocks_create(e);
 	if (!error)
 		error = native_create(e);
 	if (error) {
@@ -650,5 +652,6 @@ void engine_destroy(struct engine *e)
 		munmap(e->deltas, sizeof(*e->deltas));
 	native_destroy(e);
 	blocks_destroy(e);
+	decode_destroy(e);
 	munmap(e, sizeof(*e));
 }

@@ -354,6 +354,7 @@ static void op_arena_full(struct engine *e, const struct insn *i)
 	if (e->overlay)
 		engine_restart_insn(e);
 	native_reset(e->native);
+	decode_forget(e);
 	engine_invalidate_all(e);
 	engine_restart_insn(e);
 }
@@ -434,7 +435,7 @@ insn_fn native_handler(struct engine *e, struct insn *i, const struct decoded *d
 		return NULL;
 	i->native = native_intern(e->native, &op);
 	if (!i->native) {
-		i->flags |= INSN_ENDS_BLOCK;
+		i->flags |= INSN_ENDS_BLOCK | INSN_ONCE;
 		return op_arena_full;
 	}
 	fn = native_move_handler(e, i, d);

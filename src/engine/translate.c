@@ -216,25 +216,36 @@ static void emit_stubs(struct tx *x)
 
 bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const uint8_t *bytes, int offset)
 {
+	bool crossing = x->page == SOFT_NONE;
+	int end = crossing ? offset + b->bytes : 4096, after = offset + b->bytes;
+
 	*t = (struct tx_block){.b = b, .insn = x->pool->insn + x->insns, .offset = offset};
 	for (unsigned n = 0; n < b->count && x->insns < REGION_INSNS; n++) {
 		struct tx_insn *i = &t->insn[n];
+		unsigned length;
 
-		memset(i, 0, sizeof(*i));
+		memset(&i->bytes, 0, sizeof(*i) - offsetof(struct tx_insn, bytes));
 		i->bytes = bytes;
 		i->offset = offset;
-		if (b->insns[n].fn != op_undefined &&
-			(!ZYAN_SUCCESS(decode_view(x->e, x->mode32 ? MODE_32 : MODE_64, bytes, b->insns[n].length, &i->d)) ||
-				i->d.insn.length != b->insns[n].length))
-			return false;
-		bytes += b->insns[n].length;
-		offset += b->insns[n].length;
+		length = decode_both(x->e, x->mode32 ? MODE_32 : MODE_64, bytes, (unsigned)(end - offset), &i->insn, &i->d);
+		if (!length || (n + 1 < b->count && (i->insn.flags & INSN_ENDS_BLOCK)))
+			break;
+		if (i->insn.fn == op_undefined)
+			memset(&i->d, 0, sizeof(i->d));
+		else if (i->d.insn.length != length)
+			return false; /* too long */
+		bytes += length;
+		offset += length;
 		i->next = offset;
 		tx_examine(x, i);
 		t->count = n + 1;
 		x->insns++;
 	}
-	return t->count == b->count;
+	if (t->count == b->count && offset == after)
+		return true;
+	if (!crossing)
+		blocks_disagree(x->e, b);
+	return false;
 }
 
 /* The instruction has changed registers: deltas held for them are good only if it was a small constant step. */
@@ -257,7 +268,7 @@ static void account(struct tx *x, const struct tx_insn *i)
 	facts_account(x, i);
 }
 
-void tx_emit_block(struct tx *x, const struct block *b)
+void tx_emit_block(struct tx *x)
 {
 	x->holds[0] = x->holds[1] = -1;
 	x->drift[0] = x->drift[1] = 0;
@@ -278,8 +289,8 @@ void tx_emit_block(struct tx *x, const struct block *b)
 		tx_map(x, i->offset, MAP_INSN);
 		mapped = x->mapped;
 		maps = x->t->map_used;
-		if (b->insns[x->n].fn == op_undefined || (x->mode32 && x->soft && i->memory >= 0) ||
-			!(x->mode32 ? tx32_emit(x, i, &b->insns[x->n]) : tx_emit(x, i, &b->insns[x->n]))) {
+		if (i->insn.fn == op_undefined || (x->mode32 && x->soft && i->memory >= 0) ||
+			!(x->mode32 ? tx32_emit(x, i, &i->insn) : tx_emit(x, i, &i->insn))) {
 			x->m.p = before;
 			x->stub_count = stubs;
 			x->facts = facts;
@@ -294,11 +305,12 @@ void tx_emit_block(struct tx *x, const struct block *b)
 		account(x, i);
 	}
 	if (!x->ended) {
-		int next = x->insn[x->count - 1].next;
+		const struct tx_insn *last = &x->insn[x->count - 1];
+		int next = last->next;
 
 		x->n = x->count - 1;
 		/* Else what follows crosses the page: no branch can be patched to that. */
-		if (next < 4096 && (b->count == BLOCK_INSNS || (b->insns[b->count - 1].flags & INSN_ENDS_BLOCK))) {
+		if (next < 4096 && (x->count == BLOCK_INSNS || (last->insn.flags & INSN_ENDS_BLOCK))) {
 			tx_branch(x, -1, next);
 		} else {
 			tx_jump_far(x, next, next, 0);
@@ -438,8 +450,6 @@ uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool 
 	uint64_t offset = b->key >> 2;
 	uint32_t tb = 0;
 
-	blocks_reserve(e, (hot ? REGION_BLOCKS : 1) * BLOCK_INSNS);
-	blocks_insns(e, b);
 	for (int calls = hot; calls >= 0 && !tb; calls--)
 		tb = translate(e, b, (uint32_t)(b - e->blocks->blocks), view, e->ram + offset, (int)(offset & 0xfff), hot, calls);
 	return tb;
@@ -447,7 +457,7 @@ uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool 
 
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view)
 {
-	struct block b = {.key = c->mode, .insns = &c->insn, .count = 1, .bytes = c->length};
+	struct block b = {.key = c->mode, .count = 1, .bytes = c->length};
 
 	return translate(e, &b, TB_CROSSING | (uint32_t)(c - e->blocks->crossings), view, c->bytes,
 		(int)(c->linear & 0xfff), false, false);

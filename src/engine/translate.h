@@ -400,7 +400,8 @@ uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned
 
 /* One instruction as the translator looks at it. */
 struct tx_insn {
-	struct decoded d;
+	struct decoded d; /* all 0 for one that only raises #UD */
+	struct insn insn;
 	const uint8_t *bytes;
 	int offset, next; /* in the page */
 	uint32_t written; /* general registers, a bit each */
@@ -544,8 +545,9 @@ void tx_poll(struct tx *x, int scratch);
 /* Scratch registers have lost what they held. */
 void tx_clobber(struct tx *x, unsigned scratch);
 
+/* False: not to be translated. Does not return if the bytes are not those of which the block was made. */
 bool tx_decode(struct tx *x, struct tx_block *t, const struct block *b, const uint8_t *bytes, int offset);
-void tx_emit_block(struct tx *x, const struct block *b);
+void tx_emit_block(struct tx *x);
 
 /* --- translate_jump.c --- */
 /* The jump cache: the target is in S1. `undo`: what the branch has moved RSP by. */

@@ -61,7 +61,6 @@ static void add_block(struct tx *x, const uint8_t *page, int64_t offset, bool ca
 	b = blocks_cached(x->e, at << 2 | (x->pool->block[0].b->key & 3));
 	if (!b || !is_warm(x, b) || insns + b->count > (calls ? REGION_INSNS : REGION_LOOP_INSNS))
 		return;
-	blocks_insns(x->e, b);
 	if (!tx_decode(x, &x->pool->block[x->blocks], b, page + offset, (int)offset)) {
 		x->insns = insns;
 		return;
@@ -585,7 +584,7 @@ static void emit_version(struct tx *x, unsigned version)
 	x->live_out = t->live_out;
 	x->facts = v->facts;
 	x->emitted += t->count;
-	tx_emit_block(x, t->b);
+	tx_emit_block(x);
 }
 
 void region_emit(struct tx *x)
