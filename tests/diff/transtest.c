@@ -220,7 +220,7 @@ static bool same_memory(struct tester *t, bool whole, bool print)
  */
 static void forgive_flags(struct tester *t)
 {
-	const uint32_t faults = 1u << EXC_DE | 1u << EXC_UD | 1u << EXC_NM | 1u << EXC_SS | 1u << EXC_GP | 1u << EXC_PF |
+	const uint32_t faults = 1u << EXC_DE | 1u << EXC_UD | 1u << EXC_NM | 1u << EXC_NP | 1u << EXC_SS | 1u << EXC_GP | 1u << EXC_PF |
 		1u << EXC_AC | 1u << EXC_XM | 1u << EXC_MF;
 	struct cpu_state *c = &t->sides[0].block->cpu, *d = &t->sides[1].block->cpu;
 	uint64_t vector = (c->gpr[GPR_RIP] - HANDLERS) / 16, *frame[2];
