@@ -58,7 +58,7 @@ static inline bool is_scratch(int reg)
 #define TB_SIZE_MIN 5 /* host bytes of one block at least */
 #define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
 #define SECONDS 4096u  /* thunks behind others */
-#define HEAT 16
+#define HEAT 8
 #define HOT 10000u	    /* entries before a block is translated once more, with what follows it */
 #define WARM_SHARE 16	    /* of these, what others of the region must have had */
 #define HEAT_UNKNOWN INT32_MAX
