@@ -161,7 +161,6 @@ void translator_destroy(struct engine *e)
  *	jmp  far		→	nop
  * next:	...			next:	...
  */
-#define JMP_OPCODE 0xe9
 #define NOP_OPCODE 0x0f
 
 void site_lead(struct translator *t, const struct site *s, uint32_t code)

@@ -335,9 +335,10 @@ static inline uint8_t *emit_jcc(struct emit *m, unsigned cc)
 	return m->p - 4;
 }
 
+#define JMP_OPCODE 0xe9
 static inline uint8_t *emit_jmp(struct emit *m)
 {
-	emit8(m, 0xe9);
+	emit8(m, JMP_OPCODE);
 	emit32(m, 0);
 	return m->p - 4;
 }

@@ -256,6 +256,12 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 
 #define THUNK_HIT 38 /* where the displacement of the jump to the code stands */
 
+/* Writable. */
+static uint8_t *thunk_at(const struct translator *t, unsigned index)
+{
+	return t->write + t->thunks + index * THUNK_SIZE;
+}
+
 /*
  * S1 is the key of the target, RIP + salt, which is compared without touching flags; hot.target and hot.exit_site are those of the
  * jump, should this be another's thunk and have no second.
@@ -263,7 +269,7 @@ void translator_forget_page(struct engine *e, uint64_t gva)
 static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 {
 	const struct thunk *k = &t->thunk[index];
-	struct emit m = {t->write + t->thunks + index * THUNK_SIZE};
+	struct emit m = {thunk_at(t, index)};
 	uint8_t *miss, *hit;
 
 	emit_imm64(&m, S2, 1 - k->key);
@@ -274,14 +280,14 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 	emit_move(&m, RCX, S1);
 	emit_store_imm64(&m, &t->hot.code, (int32_t)(uintptr_t)k->page);
 	hit = emit_jmp(&m);
-	assert(hit - (t->write + t->thunks + index * THUNK_SIZE) == THUNK_HIT);
+	assert(hit - thunk_at(t, index) == THUNK_HIT);
 	emit_patch(hit, t->write + t->tbs[tb].code);
 	emit_patch8(miss, m.p);
 	emit_move(&m, RCX, S1);
 	emit_imm64(&m, S1, k->key - 1);
 	emit_lea(&m, S1, (struct emit_mem){S1, S2, 0, 0});
-	emit_patch(emit_jmp(&m), t->write + (k->second ? t->thunks + (k->second - 1) * THUNK_SIZE : t->find));
-	assert(m.p - (t->write + t->thunks + index * THUNK_SIZE) <= THUNK_SIZE);
+	emit_patch(emit_jmp(&m), k->second ? thunk_at(t, k->second - 1) : t->write + t->find);
+	assert(m.p - thunk_at(t, index) <= THUNK_SIZE);
 }
 
 #define THUNK_MISS 60 /* where the displacement of the jump to the second one stands */
@@ -296,7 +302,7 @@ static unsigned find_second(struct translator *t, unsigned index)
 	if (t->seconds_used == SECONDS)
 		return index;
 	k->second = JUMPS + ++t->seconds_used;
-	emit_patch(t->write + t->thunks + index * THUNK_SIZE + THUNK_MISS, t->write + t->thunks + (k->second - 1) * THUNK_SIZE);
+	emit_patch(thunk_at(t, index) + THUNK_MISS, thunk_at(t, k->second - 1));
 	return k->second - 1;
 }
 
@@ -308,7 +314,7 @@ void translator_remember(struct engine *e, unsigned view, const struct code_page
 	struct thunk *k = &t->thunk[index];
 
 	if (k->page == page && k->key == key &&
-		emit_leads(t->write + t->thunks + index * THUNK_SIZE + THUNK_HIT, t->write + t->tbs[tb].code))
+		emit_leads(thunk_at(t, index) + THUNK_HIT, t->write + t->tbs[tb].code))
 		return;
 	if (!k->page)
 		t->hot.jumps[index] = (uint64_t)(uintptr_t)t->execute + t->thunks + index * THUNK_SIZE;

@@ -261,9 +261,8 @@ static void compare_inside(struct tx *x, const unsigned *to, unsigned count, int
 		last = at;
 		hit[n] = emit_jrcxz(m);
 	}
-	if (learns) {
+	if (learns)
 		strange = emit_count_down(m, &x->t->heats[x->tb]);
-	}
 	emit_move(m, RCX, S2);
 	miss = emit_jmp(m);
 	if (learns) {
