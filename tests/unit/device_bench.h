@@ -75,16 +75,4 @@ static inline void outb(uint16_t port, uint8_t value)
 	bench_write(BUS_PIO, port, 1, value);
 }
 
-/* main() of a program with one suite. */
-static inline int bench_run(Suite *suite)
-{
-	SRunner *runner = srunner_create(suite);
-	int failed;
-
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
-}
-
 #endif

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "run_suite.h"
 #include "vmm/bytes.h"
 #include "vmm/error.h"
 #include "vmm/stats.h"
@@ -114,8 +115,6 @@ int main(void)
 {
 	Suite *suite = suite_create("base");
 	TCase *tcase = tcase_create("base");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tcase, error_keeps_code_and_sentence);
 	tcase_add_test(tcase, reader_stops_at_the_end);
@@ -123,9 +122,5 @@ int main(void)
 	tcase_add_test(tcase, sizes);
 	tcase_add_test(tcase, json_document);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

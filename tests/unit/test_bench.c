@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "bench/bench_internal.h"
 #include "bench/json_read.h"
 #include "vmm/cli.h"
@@ -872,8 +873,6 @@ int main(void)
 	Suite *suite = suite_create("bench");
 	TCase *statistics = tcase_create("statistics"), *output = tcase_create("output"),
 	      *launch = tcase_create("launch"), *files = tcase_create("files");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(statistics, medians);
 	tcase_add_test(statistics, one_outlier_moves_no_median);
@@ -911,9 +910,5 @@ int main(void)
 	tcase_add_test(files, texts);
 	tcase_add_test(files, command_line);
 	suite_add_tcase(suite, files);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return run_suite(suite);
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "boot/loader.h"
 #include "vmm/boot.h"
 #include "vmm/bytes.h"
@@ -585,8 +586,6 @@ int main(void)
 {
 	Suite *suite = suite_create("boot");
 	TCase *tc = tcase_create("all");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_checked_fixture(tc, setup, teardown);
@@ -610,9 +609,5 @@ int main(void)
 	tcase_add_test(tc, test_files);
 	tcase_add_test(tc, test_kernels_of_the_host);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "boot/acpi_ports.h"
 #include "boot/aml.h"
 #include "vmm/boot_acpi.h"
@@ -252,8 +253,6 @@ int main(void)
 {
 	Suite *suite = suite_create("boot_acpi");
 	TCase *tc = tcase_create("all");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_test(tc, test_tables_are_linked);
@@ -263,9 +262,5 @@ int main(void)
 	tcase_add_test(tc, test_package_length);
 	tcase_add_test(tc, test_reference_tool);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

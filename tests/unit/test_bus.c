@@ -1,8 +1,8 @@
 /* The bus: who answers, what happens at a region's edges, and regions that move while they are accessed. */
 #include <check.h>
 #include <errno.h>
-#include <stdlib.h>
 
+#include "run_suite.h"
 #include "vmm/bus.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -137,8 +137,6 @@ int main(void)
 {
 	Suite *suite = suite_create("bus");
 	TCase *tcase = tcase_create("bus");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, overlap_is_refused);
@@ -146,9 +144,5 @@ int main(void)
 	tcase_add_test(tcase, edges_split_into_bytes);
 	tcase_add_test(tcase, a_region_moves_itself);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

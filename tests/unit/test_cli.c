@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "run_suite.h"
 #include "vmm/cli.h"
 #include "vmm/error.h"
 #include "vmm/log.h"
@@ -180,8 +181,6 @@ int main(void)
 {
 	Suite *suite = suite_create("cli");
 	TCase *tc = tcase_create("cli");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tc, commands);
 	tcase_add_test(tc, defaults);
@@ -194,9 +193,5 @@ int main(void)
 	tcase_add_test(tc, not_yet);
 	tcase_add_test(tc, statuses_of_ours_are_even);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "run_suite.h"
 #include "vmm/cpu.h"
 #include "vmm/cpu_lapic.h"
 #include "vmm/error.h"
@@ -188,8 +189,6 @@ int main(void)
 {
 	Suite *s = suite_create("cpuid");
 	TCase *c = tcase_create("cpuid");
-	SRunner *r;
-	int failed;
 
 	tcase_add_checked_fixture(c, setup, NULL);
 	tcase_add_test(c, specs);
@@ -200,9 +199,5 @@ int main(void)
 	tcase_add_test(c, topology);
 	tcase_add_test(c, reset_state);
 	suite_add_tcase(s, c);
-	r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

@@ -1,6 +1,7 @@
 /* What is known of an instruction's bytes from before is what the decoder says of them: this program's own code, changed and not, in all modes. */
 #include <check.h>
 
+#include "run_suite.h"
 #include "engine/decode.h"
 #include "engine_fixture.h"
 
@@ -127,8 +128,6 @@ int main(void)
 {
 	Suite *suite = suite_create("decode_memo");
 	TCase *tcase = tcase_create("decode_memo");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_set_timeout(tcase, 120);
@@ -137,9 +136,5 @@ int main(void)
 	tcase_add_loop_test(tcase, any_code, MODE_16, MODE_64 + 1);
 	tcase_add_test(tcase, numbers);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -4,6 +4,7 @@
 
 #include "device_bench.h"
 #include "fake_clock.h"
+#include "run_suite.h"
 #include "vmm/dev_debug.h"
 #include "vmm/dev_fw_cfg.h"
 #include "vmm/dev_i8042.h"
@@ -379,5 +380,5 @@ int main(void)
 	tcase_add_test(tc, fw_cfg_dma);
 	tcase_add_test(tc, debug_ports_work);
 	suite_add_tcase(suite, tc);
-	return bench_run(suite);
+	return run_suite(suite);
 }

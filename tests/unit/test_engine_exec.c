@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include "engine_fixture.h"
+#include "run_suite.h"
 
 static struct fixture f;
 
@@ -435,8 +436,6 @@ int main(void)
 {
 	Suite *s = suite_create("engine_exec");
 	TCase *c = tcase_create("exec");
-	SRunner *r;
-	int failed;
 
 	tcase_add_checked_fixture(c, setup, teardown);
 	tcase_add_test(c, fault_frame);
@@ -467,9 +466,5 @@ int main(void)
 	tcase_add_test(c, msrs_of_a_vendor);
 	tcase_add_test(c, ports_of_user_need_a_bitmap);
 	suite_add_tcase(s, c);
-	r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return run_suite(s);
 }

@@ -2,6 +2,7 @@
 #include <check.h>
 
 #include "engine_fixture.h"
+#include "run_suite.h"
 
 static struct fixture f;
 
@@ -206,8 +207,6 @@ int main(void)
 {
 	Suite *s = suite_create("engine_mmu");
 	TCase *c = tcase_create("mmu");
-	SRunner *r;
-	int failed;
 
 	tcase_add_checked_fixture(c, setup, teardown);
 	tcase_set_timeout(c, 60);
@@ -221,9 +220,5 @@ int main(void)
 	tcase_add_test(c, instruction_crosses_pages);
 	tcase_add_test(c, mmio_and_lapic);
 	suite_add_tcase(s, c);
-	r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return run_suite(s);
 }

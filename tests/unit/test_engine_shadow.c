@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <signal.h>
 
+#include "run_suite.h"
 #include "engine/shadow_internal.h"
 #include "engine_fixture.h"
 
@@ -677,8 +678,6 @@ int main(void)
 {
 	Suite *suite = suite_create("engine shadow");
 	TCase *one = tcase_create("one"), *all = tcase_create("random");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(one, open_unsync, close_all);
 	tcase_set_timeout(one, 30);
@@ -703,9 +702,5 @@ int main(void)
 		tcase_add_test(all, test_random_out_of_mappings);
 	suite_add_tcase(suite, one);
 	suite_add_tcase(suite, all);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return run_suite(suite);
 }

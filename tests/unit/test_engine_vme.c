@@ -2,6 +2,7 @@
 #include <check.h>
 
 #include "engine_fixture.h"
+#include "run_suite.h"
 
 #define V86_STACK 0x2000u /* SS:SP = 1000h:2000h */
 
@@ -160,8 +161,6 @@ int main(void)
 {
 	Suite *suite = suite_create("engine_vme");
 	TCase *tcase = tcase_create("engine_vme");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, cli_and_sti);
@@ -169,9 +168,5 @@ int main(void)
 	tcase_add_test(tcase, interrupts_and_iret);
 	tcase_add_test(tcase, protected_virtual_interrupts);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

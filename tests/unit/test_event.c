@@ -1,9 +1,9 @@
 /* The event loop: descriptors, unwatching inside callbacks, timers and their order, posts from threads, workers. */
 #include <check.h>
-#include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 
@@ -199,8 +199,6 @@ int main(void)
 {
 	Suite *suite = suite_create("event");
 	TCase *tcase = tcase_create("event");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, unwatch_in_callback);
@@ -210,9 +208,5 @@ int main(void)
 	tcase_add_test(tcase, hooks_shorten_the_wait);
 	tcase_add_test(tcase, pool_works_and_drains);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "device_bench.h"
+#include "run_suite.h"
 #include "vmm/boot_smbios.h"
 #include "vmm/dev_flash.h"
 #include "vmm/dev_fw_cfg.h"
@@ -348,8 +349,6 @@ int main(void)
 {
 	Suite *suite = suite_create("firmware");
 	TCase *tc = tcase_create("firmware");
-	SRunner *runner = srunner_create(suite);
-	int failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, shadow_ram);
@@ -362,8 +361,5 @@ int main(void)
 	tcase_add_test(tc, smbios);
 	tcase_set_timeout(tc, 60);
 	suite_add_tcase(suite, tc);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

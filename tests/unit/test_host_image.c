@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "vmm/bytes.h"
 #include "vmm/error.h"
 #include "vmm/host_image.h"
@@ -341,8 +342,6 @@ int main(void)
 {
 	Suite *suite = suite_create("host_image");
 	TCase *tcase = tcase_create("host_image");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, mbr);
@@ -355,9 +354,5 @@ int main(void)
 	tcase_add_test(tcase, foreign);
 	tcase_add_test(tcase, nothing_known);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 /* PIC priorities and EOI, IOAPIC triggers, MSI translation: through the bus, as a guest does it. */
 #include "device_bench.h"
+#include "run_suite.h"
 #include "vmm/irqchip.h"
 
 static struct irqchip *chip;
@@ -283,5 +284,5 @@ int main(void)
 	tcase_add_test(tc, ioapic_level_again_after_eoi);
 	tcase_add_test(tc, msi_translates);
 	suite_add_tcase(suite, tc);
-	return bench_run(suite);
+	return run_suite(suite);
 }

@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "kvm/kvm_vm.h"
 #include "vmm/error.h"
 #include "vmm/mem.h"
@@ -450,8 +451,6 @@ int main(void)
 	struct kvm_host_info info;
 	Suite *suite = suite_create("kvm");
 	TCase *tc = tcase_create("kvm");
-	SRunner *runner;
-	int failed;
 
 	kvm_host_probe(&info);
 	if (!info.works || info.missing[0]) {
@@ -477,9 +476,5 @@ int main(void)
 	tcase_add_test(tc, model_is_what_kvm_can);
 	tcase_add_test(tc, too_many_vcpus);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "run_suite.h"
 #include "engine/engine_state.h"
 
 static struct {
@@ -326,8 +327,6 @@ int main(void)
 {
 	Suite *s = suite_create("lapic");
 	TCase *c = tcase_create("lapic");
-	SRunner *r;
-	int failed;
 
 	tcase_add_checked_fixture(c, setup, teardown);
 	tcase_add_test(c, priorities);
@@ -344,9 +343,5 @@ int main(void)
 	tcase_add_test(c, ipis);
 	tcase_add_test(c, init_keeps_mode);
 	suite_add_tcase(s, c);
-	r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "run_suite.h"
 #include "vmm/error.h"
 #include "vmm/mem.h"
 
@@ -252,8 +253,6 @@ int main(void)
 {
 	Suite *suite = suite_create("mem");
 	TCase *tcase = tcase_create("mem");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tcase, bad_sizes);
 	tcase_add_test(tcase, edges);
@@ -263,9 +262,5 @@ int main(void)
 	tcase_add_test(tcase, a20_gate);
 	tcase_add_test(tcase, layout_model);
 	suite_add_tcase(suite, tcase);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 /* PCI: configuration cycles, BAR sizing and moving, overlaps, MSI-X masking, INTx. */
 #include "fake_driver.h"
+#include "run_suite.h"
 
 #define SLOT 3
 
@@ -257,8 +258,6 @@ int main(void)
 {
 	Suite *suite = suite_create("pci");
 	TCase *tc = tcase_create("pci");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tc, config_mechanisms_agree);
 	tcase_add_test(tc, bars_size_and_move);
@@ -267,9 +266,5 @@ int main(void)
 	tcase_add_test(tc, msix_masks_and_remembers);
 	tcase_add_test(tc, pins_share_a_line);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return run_suite(suite);
 }

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "soft/soft_vm.h"
 #include "vmm/bus.h"
 #include "vmm/engine.h"
@@ -434,8 +435,6 @@ int main(int argc, char **argv)
 {
 	Suite *s = suite_create("soft");
 	TCase *c = tcase_create("soft");
-	SRunner *r;
-	int failed;
 
 	if (argc > 1 && !strcmp(argv[1], "--vcpu-process"))
 		fake_or_real(argc, argv);
@@ -451,9 +450,5 @@ int main(int argc, char **argv)
 	tcase_add_test(c, answered_reads);
 	tcase_set_timeout(c, 20);
 	suite_add_tcase(s, c);
-	r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

@@ -1,6 +1,7 @@
 /* PIT, RTC, HPET and the ACPI PM timer, on a clock moved by hand. */
 #include "device_bench.h"
 #include "fake_clock.h"
+#include "run_suite.h"
 #include "vmm/dev_acpi_pm.h"
 #include "vmm/dev_hpet.h"
 #include "vmm/dev_pit.h"
@@ -401,5 +402,5 @@ int main(void)
 	tcase_add_test(tc, hpet_publishes_counter);
 	tcase_add_test(tc, acpi_timer_and_sleep);
 	suite_add_tcase(suite, tc);
-	return bench_run(suite);
+	return run_suite(suite);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "run_suite.h"
 #include "vmm/bus.h"
 #include "vmm/error.h"
 #include "vmm/vcpu.h"
@@ -144,15 +145,9 @@ int main(void)
 {
 	Suite *s = suite_create("vcpu");
 	TCase *c = tcase_create("vcpu");
-	SRunner *r;
-	int failed;
 
 	tcase_add_test(c, serves_exits);
 	tcase_add_test(c, reports_the_end);
 	suite_add_tcase(s, c);
-	r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "fake_driver.h"
+#include "run_suite.h"
 #include "vmm/host_net.h"
 
 #define F_CSUM 1
@@ -312,8 +313,6 @@ int main(void)
 {
 	Suite *suite = suite_create("virtio_net");
 	TCase *tc = tcase_create("virtio_net");
-	SRunner *runner;
-	int failed;
 
 	log_set_level(LOG_ERROR);
 	tcase_set_timeout(tc, 30);
@@ -324,9 +323,5 @@ int main(void)
 	tcase_add_test(tc, slirp_port_in_use);
 	tcase_add_test(tc, hostfwd_syntax);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return run_suite(suite);
 }

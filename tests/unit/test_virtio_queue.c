@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "fake_driver.h"
+#include "run_suite.h"
 
 /* A device that returns each chain at once and remembers what it saw. */
 struct echo {
@@ -394,8 +395,6 @@ int main(void)
 {
 	Suite *suite = suite_create("virtio_queue");
 	TCase *tc = tcase_create("virtio_queue");
-	SRunner *runner;
-	int failed;
 
 	log_set_level(LOG_ERROR);
 	tcase_add_test(tc, good_chains);
@@ -407,9 +406,5 @@ int main(void)
 	tcase_add_test(tc, config_window_and_msix);
 	tcase_add_test(tc, notification_by_eventfd);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return run_suite(suite);
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "fake_driver.h"
+#include "run_suite.h"
 #include "vmm/host_disk.h"
 #include "host/host_disk_internal.h"
 #include "virtio/scsi_cd.h"
@@ -384,8 +385,6 @@ int main(void)
 {
 	Suite *suite = suite_create("virtio_scsi");
 	TCase *tc = tcase_create("virtio_scsi");
-	SRunner *runner;
-	int failed;
 
 	log_set_level(LOG_ERROR);
 	tcase_set_timeout(tc, 30);
@@ -398,9 +397,5 @@ int main(void)
 	tcase_add_loop_test(tc, reset_with_reads_in_flight, 0, 2);
 	tcase_add_loop_test(tc, one_head_many_times, 0, 2);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return run_suite(suite);
 }
