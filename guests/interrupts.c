@@ -197,6 +197,65 @@ static void counted_loops(void)
 	say("interrupts: counted loops ok");
 }
 
+/* A long string instruction is interrupted between two elements, and goes on: RCX, RSI and RDI say how far it has come. */
+#define LONG (16ul << 20)
+#define LONG_AT 0x4000000ul
+extern void store_long(void *to, uint64_t value, word count), move_long(void *to, const void *from, word count);
+extern char store_long_at[], move_long_at[];
+asm("store_long: mov %rsi, %rax; mov %rdx, %rcx\n"
+    "store_long_at: rep stosq; ret\n"
+    "move_long: mov %rdx, %rcx\n"
+    "move_long_at: rep movsb; ret\n");
+
+static volatile word string_ip, string_done, string_count;
+static volatile unsigned inside;
+
+static bool string_hook(struct frame *frame)
+{
+	if (frame->vector == 0x55 && frame->ip == string_ip && frame->cx && frame->cx < string_count) {
+		inside++;
+		CHECK(frame->di == string_done + (string_count - frame->cx) * (string_ip == (word)store_long_at ? 8 : 1));
+	}
+	return false;
+}
+
+static void long_strings(void)
+{
+	volatile uint64_t *to = (void *)LONG_AT, *from = (void *)(LONG_AT + LONG);
+
+	irq_clear();
+	irq_eoi = EOI_LAPIC;
+	trap_hook = string_hook;
+	string_done = LONG_AT;
+	for (unsigned move = 0; move < 2; move++) {
+		inside = 0;
+		string_ip = (word)(move ? move_long_at : store_long_at);
+		string_count = move ? LONG : LONG / 8;
+		lapic_write(0x320, LVT_PERIODIC | 0x55);
+		lapic_write(0x380, 20000);
+		/* The first turns, short ones and two long ones, are not interrupted: the code is known and the memory has been touched then. */
+		for (uint64_t turn = 0; turn < 1000 && inside < 3; turn++) {
+			word bytes = turn < 30 ? 64 : LONG;
+
+			from[bytes / 8 - 1] = turn;
+			if (turn >= 32)
+				sti();
+			if (move)
+				move_long((void *)to, (const void *)from, bytes);
+			else
+				store_long((void *)to, turn, bytes / 8);
+			cli();
+			CHECK(to[bytes / 8 - 1] == turn);
+		}
+		lapic_write(0x320, LVT_MASKED | 0x55);
+		lapic_write(0x380, 0);
+		open_window();
+		CHECK(inside >= 3);
+	}
+	trap_hook = NULL;
+	say("interrupts: long strings ok");
+}
+
 static void self_ipi(unsigned vector)
 {
 	lapic_write(0x310, 0);
@@ -433,6 +492,7 @@ int guest_main(void)
 	lapic_timer();
 	loops();
 	counted_loops();
+	long_strings();
 	priorities();
 	shadows();
 	nmi();

@@ -110,6 +110,7 @@ int translator_create(struct engine *e)
 	t->hot.far_turn = FAR_TURNS;
 	t->soft_after = SOFT_FAULTS;
 	t->watch = WATCH;
+	t->hot.string_mask = -(uint64_t)STRING_RUN;
 	t->hot.tlb_index = 0x3ffull << 12;
 	t->hot.tlb_page = ~0xfffull;
 	t->hot.tlb_of[SHADOW_USER] = (uint64_t)(uintptr_t)e->tlb_data[TLB_USER];

@@ -431,13 +431,23 @@ static bool compare_at(struct engine *e, unsigned done, uint64_t elements, struc
 	return false;
 }
 
+/* By the repeated string instruction at which the block has stopped; 0: it is none. */
+static uint64_t elements_moved(const struct engine *e, unsigned at)
+{
+	struct lockstep *l = e->lockstep;
+
+	replay_again(l, at, 0);
+	if (!(l->insns[at].flags & (INSN_REP | INSN_REPNE)) || l->done != at)
+		return 0;
+	return l->reference->cpu->gpr[GPR_RCX] - e->cpu->gpr[GPR_RCX];
+}
+
 void lockstep_after(struct engine *e, bool stopped)
 {
 	struct lockstep *l = e->lockstep;
 	struct cpu_state *c = e->cpu;
 	int at = instruction_at(l, c->gpr[GPR_RIP]);
 	struct difference d, other;
-	uint64_t elements = 0;
 	bool fine;
 
 	if (l->overlay.full) {
@@ -446,16 +456,11 @@ void lockstep_after(struct engine *e, bool stopped)
 	}
 	e->stats->lockstep_blocks++;
 	if (stopped && at >= 0) {
-		const struct insn *i = &l->insns[at];
-
-		replay_again(l, (unsigned)at, 0);
-		if ((i->flags & (INSN_REP | INSN_REPNE)) && l->done == (unsigned)at)
-			elements = l->reference->cpu->gpr[GPR_RCX] - c->gpr[GPR_RCX];
-		fine = compare_at(e, (unsigned)at, elements, &d);
+		fine = compare_at(e, (unsigned)at, elements_moved(e, (unsigned)at), &d);
 	} else {
 		/* The end of the block, or an event inside of it. */
 		fine = compare_at(e, l->count, 0, &d);
-		if (!fine && at >= 0 && compare_at(e, (unsigned)at, 0, &other))
+		if (!fine && at >= 0 && compare_at(e, (unsigned)at, elements_moved(e, (unsigned)at), &other))
 			fine = true;
 	}
 	if (!fine)

@@ -8,6 +8,7 @@
  *   translate_mem.c   how an operand's address is formed, checked and reached
  *   translate_soft.c  operands that faults have made dear: by the software TLB
  *   translate_insn.c  which instructions are copied, which have code of their own; the rest is interpreted
+ *   translate_string.c  string instructions
  *   translate_system.c  privileged instructions that have code of their own
  *   translate_32.c    32-bit code: what is different there
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
@@ -59,6 +60,7 @@ static inline bool is_scratch(int reg)
 #define THUNK_SIZE 64u /* host bytes of an entry of the jump cache */
 #define SECONDS 4096u  /* thunks behind others */
 #define HEAT 8
+#define STRING_RUN (1u << 17) /* elements of a repeated string instruction between two looks at events; a power of 2 */
 #define HOT 10000u	    /* entries before a block is translated once more, with what follows it */
 #define WARM_SHARE 16	    /* of these, what others of the region must have had */
 #define HEAT_UNKNOWN INT32_MAX
@@ -105,7 +107,9 @@ struct hot {
 	uint64_t salt[SHADOW_VIEWS * 2]; /* of the jump cache's keys; 32-bit code's behind */
 	uint64_t target;	       /* of the indirect jump under way */
 	uint64_t save;		       /* RCX, while the jump cache is looked up; RAX, while flags are kept */
-	uint64_t string_si, string_di; /* deltas in RSI and RDI while MOVS or STOS runs */
+	uint64_t string_si, string_di; /* deltas in RSI and RDI while a string instruction runs */
+	uint64_t string_rest; /* of its repetitions, those that are not in RCX */
+	uint64_t string_mask; /* bits of a count that has more of them than are done without a look at events */
 	uint64_t mode_changed; /* CS and SS are another privilege's since the engine has last looked */
 	uint64_t exit_site;
 	uint64_t far_turn; /* far links that may still fail until one is set anew */
@@ -200,6 +204,7 @@ enum map_kind {
 	MAP_STRING, /* RSI and RDI have their deltas added; it may have made some steps */
 	MAP_TARGET, /* as MAP_POLL, but the guest is at hot.target */
 	MAP_RETURN, /* as MAP_POLL, but at what S1 holds */
+	MAP_RUN,    /* as MAP_POLL, but RSI and RDI have their deltas added */
 };
 struct map_entry {
 	uint32_t host; /* offset from the block's code; from its stubs, + MAP_STUBS */
@@ -687,6 +692,12 @@ void tx_pass_gate(struct tx *x);
 /* An x87 instruction that may be copied behind the gate. */
 bool tx_is_x87(const struct native_op *native, ZydisMnemonic mnemonic);
 void tx_pass_x87(struct tx *x);
+
+/* --- translate_string.c --- */
+/* MOVS or STOS of 64-bit code, as tx_emit(). */
+bool tx_string(struct tx *x, const struct tx_insn *i, bool has_source);
+/* The instruction's bytes as the host shall run them, RSI and RDI being the host's. Destroys S1 and S2. */
+void tx_run_string(struct tx *x, const struct tx_insn *i, const uint8_t *bytes, unsigned count);
 
 /* --- translate_system.c --- */
 void translator_set_masks(struct translator *t);

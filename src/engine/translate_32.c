@@ -589,6 +589,8 @@ static void unbias(struct tx *x, int reg)
 static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_destination)
 {
 	struct hot *h = &x->t->hot;
+	uint8_t bytes[ZYDIS_MAX_INSTRUCTION_LENGTH];
+	unsigned count = 0;
 
 	if (i->d.insn.address_width != 32 || i->d.insn.meta.category != ZYDIS_CATEGORY_STRINGOP ||
 		(i->d.insn.attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS | ZYDIS_ATTRIB_HAS_SEGMENT_CS)))
@@ -604,15 +606,15 @@ static bool string(struct tx *x, struct tx_insn *i, bool has_source, bool has_de
 		emit_store(&x->m, S1, mem_abs(&h->string_si));
 		bias(x, RSI);
 	}
-	tx_map(x, i->offset, MAP_STRING);
 	for (unsigned n = 0; n < i->d.insn.raw.prefix_count; n++) {
 		uint8_t prefix = i->d.insn.raw.prefixes[n].value;
 
 		if (prefix == 0x66 || prefix == 0xf2 || prefix == 0xf3)
-			emit8(&x->m, prefix);
+			bytes[count++] = prefix;
 	}
-	emit8(&x->m, i->d.insn.opcode);
-	tx_map(x, i->next, MAP_POLL);
+	bytes[count++] = i->d.insn.opcode;
+	tx_run_string(x, i, bytes, count);
+	emit_load(&x->m, S1, mem_abs(&h->flat_delta));
 	emit_not(&x->m, S1);
 	if (has_destination)
 		unbias(x, RDI);

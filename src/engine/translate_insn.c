@@ -768,48 +768,6 @@ void tx_pass_x87(struct tx *x)
 	pass(x, &x->gated87, &x->t->hot.x87_gate);
 }
 
-/* *out = the delta of the address in reg, which is moved by it. */
-static void bias(struct tx *x, int reg, uint64_t *out)
-{
-	tx_look_up(x, S1, reg);
-	emit_store(&x->m, S1, mem_abs(out));
-	emit_lea(&x->m, reg, (struct emit_mem){reg, S1, 0, 0});
-}
-
-static void unbias(struct tx *x, int reg, const uint64_t *delta)
-{
-	emit_load(&x->m, S1, mem_abs(delta));
-	emit_not(&x->m, S1);
-	emit_lea(&x->m, reg, (struct emit_mem){reg, S1, 0, 1});
-}
-
-/*
- * MOVS and STOS, repeated or not: RSI and RDI are the host's meanwhile. A run that leaves its slot meets the
- * guards. DF is 0 while translated code runs.
- */
-static bool string(struct tx *x, struct tx_insn *i, bool has_source)
-{
-	struct hot *h = &x->t->hot;
-
-	if (x->soft || i->d.insn.address_width != 64 ||
-		(i->d.insn.attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS)))
-		return false;
-	tx_clobber(x, SCRATCH(S1));
-	bias(x, RDI, &h->string_di);
-	if (has_source)
-		bias(x, RSI, &h->string_si);
-	else
-		emit_store_imm64(&x->m, &h->string_si, 0);
-	tx_map(x, i->offset, MAP_STRING);
-	for (unsigned n = 0; n < i->d.insn.length; n++)
-		emit8(&x->m, i->bytes[n]);
-	tx_map(x, i->next, MAP_POLL);
-	unbias(x, RDI, &h->string_di);
-	if (has_source)
-		unbias(x, RSI, &h->string_si);
-	return true;
-}
-
 /*
  * Behind its gate all x87 exceptions are masked and none is pending, so that none of these faults and the pointers to the last instruction
  * are 0. What may change that, or shows the pointers, is interpreted.
@@ -861,12 +819,12 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded)
 	case ZYDIS_MNEMONIC_STOSW:
 	case ZYDIS_MNEMONIC_STOSD:
 	case ZYDIS_MNEMONIC_STOSQ:
-		return string(x, i, false);
+		return tx_string(x, i, false);
 	case ZYDIS_MNEMONIC_MOVSB:
 	case ZYDIS_MNEMONIC_MOVSW:
 	case ZYDIS_MNEMONIC_MOVSD:
 	case ZYDIS_MNEMONIC_MOVSQ:
-		return i->d.insn.meta.category == ZYDIS_CATEGORY_STRINGOP && string(x, i, true);
+		return i->d.insn.meta.category == ZYDIS_CATEGORY_STRINGOP && tx_string(x, i, true);
 	case ZYDIS_MNEMONIC_MOV:
 		/* Segment, control and debug registers; addresses in the instruction. */
 		for (unsigned n = 0; n < 2; n++) {

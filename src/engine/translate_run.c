@@ -369,7 +369,7 @@ static bool find_rip(struct engine *e, uint64_t pc, uint32_t *tb, bool *string)
 		*string = false;
 		return true;
 	}
-	*string = m.kind == MAP_STRING;
+	*string = m.kind == MAP_STRING || m.kind == MAP_RUN;
 	e->cpu->gpr[GPR_RIP] = m.kind == MAP_TARGET   ? t->hot.target
 			       : m.kind == MAP_RETURN ? t->hot.scratch[0]
 						      : t->hot.code->base + (uint64_t)(int64_t)m.offset;
@@ -472,6 +472,22 @@ static void change_strategy(struct engine *e, uint32_t tb)
 		b->hot--;
 }
 
+/* RCX, RSI and RDI are the guest's again after the host's string instruction has stopped. */
+static void unbias_string(struct engine *e)
+{
+	struct translator *t = e->translator;
+	uint64_t *gpr = e->cpu->gpr;
+
+	gpr[GPR_RDI] -= t->hot.string_di;
+	gpr[GPR_RSI] -= t->hot.string_si;
+	gpr[GPR_RCX] += t->hot.string_rest;
+	t->hot.string_rest = 0;
+	if (t->code32) {
+		gpr[GPR_RDI] = (uint32_t)gpr[GPR_RDI];
+		gpr[GPR_RSI] = (uint32_t)gpr[GPR_RSI];
+	}
+}
+
 /* True: the fault is repaired, go on at fault_pc, which is in the code of *from; *loaded: with what components. */
 static bool repair(struct engine *e, unsigned view, uint32_t *from, unsigned *loaded)
 {
@@ -480,6 +496,8 @@ static bool repair(struct engine *e, unsigned view, uint32_t *from, unsigned *lo
 	bool string, anew = false, poll = find_rip(e, t->fault_pc, from, &string);
 	uint32_t tb = *from;
 
+	if (string)
+		unbias_string(e);
 	if (poll) {
 		/* A branch to nowhere faults by itself: on to its exit. The event waits so long. */
 		if (!is_canonical(e->cpu->gpr[GPR_RIP]) && e->cpu->activity == CPU_RUNNING) {
@@ -493,14 +511,6 @@ static bool repair(struct engine *e, unsigned view, uint32_t *from, unsigned *lo
 		return open_gate(e, false, loaded);
 	if (t->fault_hva == (uint64_t)(uintptr_t)t->poll + X87_CLOSED && t->fault_signal == SIGSEGV)
 		return open_gate(e, true, loaded);
-	if (string) {
-		e->cpu->gpr[GPR_RDI] -= t->hot.string_di;
-		e->cpu->gpr[GPR_RSI] -= t->hot.string_si;
-		if (t->code32) {
-			e->cpu->gpr[GPR_RDI] = (uint32_t)e->cpu->gpr[GPR_RDI];
-			e->cpu->gpr[GPR_RSI] = (uint32_t)e->cpu->gpr[GPR_RSI];
-		}
-	}
 	if (t->fault_signal == SIGSEGV && t->fault_hva - (uint64_t)(uintptr_t)t->probe < PROBE_SIZE) {
 		e->stats->exits_miss++;
 		forget_slot(e, tb, (unsigned)e->cpu->gpr[GPR_RIP] & 0xfff);

@@ -425,6 +425,7 @@ int engines_main(const struct subject *subject, int argc, char **argv)
 	translator->heat = 1;
 	translator->hot_after = 2;
 	translator->watch = 5;
+	translator->hot.string_mask = -4ull;
 	for (uint64_t n = o.first; n < o.first + o.count; n++) {
 		/* Every other program with each operand that faults given to the software TLB. */
 		translator->soft_after = n % 2 ? 1 : ~0u >> 1;
