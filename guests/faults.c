@@ -8,6 +8,9 @@
 #define NON_CANONICAL 0x8000000000000000ul
 #define UNMAPPED 0x140000000ul /* beyond the 4 GiB that are mapped */
 
+#define EDGE 0x7fff90000000ul /* the canonical addresses end less than 2 GiB behind */
+
+extern volatile uint64_t boot_pml4[512];
 extern char user_ac[], user_cli[], user_hlt[], user_bad_jump[], user_in[], user_int3[], user_int13[], user_popf_if[];
 asm(".globl user_ac, user_cli, user_hlt, user_bad_jump, user_in, user_int3, user_int13, user_popf_if\n"
     "user_ac: mov (%rdi), %eax; int $0x80\n"
@@ -18,6 +21,40 @@ asm(".globl user_ac, user_cli, user_hlt, user_bad_jump, user_in, user_int3, user
     "user_int3: int3\n"
     "user_int13: int $13\n"
     "user_popf_if: push $2; popf; int $0x80\n");
+
+/*
+ * Calls to where nothing can be, by register, by memory and directly. They fault before they push, also after they have led, from another
+ * address, to where nothing is.
+ */
+extern char edge_page[], edge_calls[];
+asm(".balign 4096\n"
+    "edge_page: call *%rdi\n .balign 16\n push %rdi; call *(%rsp)\n .balign 16\n .byte 0xe8; .long 0x7ffffff0\n"
+    ".balign 4096\n");
+
+static void calls_to_nowhere(void)
+{
+	static volatile uint64_t tables[3][512] __attribute__((aligned(4096)));
+
+	tables[2][0] = (word)edge_page | 7;
+	tables[1][EDGE >> 21 & 511] = (word)tables[2] | 7;
+	tables[0][EDGE >> 30 & 511] = tables[0][(EDGE >> 30 & 511) - 4] = (word)tables[1] | 7;
+	boot_pml4[EDGE >> 39] = (word)tables[0] | 7;
+	for (unsigned i = 0; i < 60; i++)
+		CHECK(user_run((void *)(EDGE - (4ul << 30) + i % 3 * 16), 0, UNMAPPED) == V_PF);
+	for (unsigned i = 0; i < 60; i++) {
+		unsigned kind = i % 3, pushed = kind == 1 ? 8 : 0;
+		word call = EDGE + kind * 16 + (kind == 1);
+		volatile word *below = (word *)(user_stack + sizeof(user_stack) - 64 - pushed) - 1;
+
+		*below = 0x5a5a0000 + i;
+		CHECK_REAL(user_run((void *)(EDGE + kind * 16), 0, i % 2 ? 0x800000000000ul : 0xffff7ffffffffffful) == V_GP && last.error == 0);
+		/* The APM leaves it open whether the call faults or, behind it, its target's fetch. */
+		CHECK_REAL(last.ip != call || *below == 0x5a5a0000 + i);
+	}
+	boot_pml4[EDGE >> 39] = 0;
+	set_cr3(get_cr3());
+	say("faults: calls to nowhere ok");
+}
 
 static void traps_and_faults(void)
 {
@@ -211,5 +248,6 @@ int guest_main(void)
 	page_faults_and_priority();
 	double_fault();
 	from_user_mode();
+	calls_to_nowhere();
 	return 0;
 }

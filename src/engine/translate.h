@@ -45,6 +45,7 @@ static inline bool is_scratch(int reg)
 #define POLL_SIZE (2u << 20)	    /* the page that is read, and what event bits lead to */
 #define POLL_LOAD_SIZE 8	    /* bytes of the instruction by which a poll faults */
 #define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
+#define FAR_CALL (16 << 20) /* bytes from which on a direct call may leave the canonical addresses: no code is nearer to their ends */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define X87_CLOSED (GATE_CLOSED + 4096)
 #define CODE_SIZE (72u << 20)
@@ -106,6 +107,7 @@ struct hot {
 	uint64_t seg_host[2];	       /* FS, GS base + the delta of its slot */
 	uint64_t salt[SHADOW_VIEWS * 2]; /* of the jump cache's keys; 32-bit code's behind */
 	uint64_t target;	       /* of the indirect jump under way */
+	uint64_t under;		       /* what the call under way has overwritten by its push */
 	uint64_t save;		       /* RCX, while the jump cache is looked up; RAX, while flags are kept */
 	uint64_t string_si, string_di; /* deltas in RSI and RDI while a string instruction runs */
 	uint64_t string_rest; /* of its repetitions, those that are not in RCX */
@@ -566,6 +568,8 @@ void tx_jump_far(struct tx *x, int offset, int32_t target, int undo);
  * itself; `target` counts from the page's start, NO_TARGET: it is not known. The result is for tx_land(). Destroys S1 and S2.
  */
 #define NO_TARGET INT64_MIN
+/* Before a call that may lead to an address that is not canonical: what its push overwrites is kept. Destroys S2. */
+void tx_keep_under(struct tx *x);
 uint8_t *tx_push_return(struct tx *x, int next, int64_t target);
 /* An indirect call, whose target is in S1: to one of the region's blocks that it has been seen to lead to, or by the jump cache. */
 void tx_call_indirect(struct tx *x, int offset, int next);
@@ -676,6 +680,8 @@ bool tx_emit(struct tx *x, struct tx_insn *i, const struct insn *decoded);
 bool tx_is_copied(const ZydisDecodedInstruction *z);
 bool tx_is_nothing(ZydisMnemonic mnemonic);
 bool tx_is_jcc(const ZydisDecodedInstruction *z);
+/* The direct call, to so many bytes from the page's start, may lead to an address that is not canonical. */
+bool tx_is_far_call(int64_t target);
 /* Near, and of the mode's width. */
 bool tx_is_plain_branch(const struct tx_insn *i);
 /* Where the branch leads, from the page's start; false: not relative, or farther than 2 GiB. */

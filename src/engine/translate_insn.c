@@ -648,6 +648,12 @@ bool tx_relative_target(const struct tx *x, const struct tx_insn *i, int64_t *ta
 	return *target == (int32_t)*target;
 }
 
+/* Such a direct call may lead to an address that is not canonical. */
+bool tx_is_far_call(int64_t target)
+{
+	return target >= FAR_CALL || target <= -FAR_CALL;
+}
+
 bool tx_is_plain_branch(const struct tx_insn *i)
 {
 	return i->d.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR &&
@@ -680,6 +686,8 @@ static bool call(struct tx *x, struct tx_insn *i)
 		return false;
 	if (tx_relative_target(x, i, &target)) {
 		tx_poll_call(x, i, target);
+		if (tx_is_far_call(target))
+			tx_keep_under(x);
 		left = tx_push_return(x, i->next, target);
 		tx_go(x, i, target, -8, true);
 		tx_land(x, left, i->next);

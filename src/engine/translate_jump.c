@@ -141,6 +141,13 @@ static void load_base(struct tx *x)
 	emit_load(&x->m, S2, mem_base(S2, offsetof(struct code_page, base)));
 }
 
+void tx_keep_under(struct tx *x)
+{
+	tx_clobber(x, SCRATCH(S2));
+	emit_load(&x->m, S2, mem_base(RSP, -8));
+	emit_store(&x->m, S2, mem_abs(&x->t->hot.under));
+}
+
 /* Pushes the address of `next`. S2 = the record of the page. */
 static void push_next(struct tx *x, int next)
 {
@@ -307,6 +314,7 @@ void tx_call_indirect(struct tx *x, int offset, int next)
 	uint8_t *left = NULL;
 
 	emit_store(m, S1, mem_abs(&x->t->hot.target));
+	tx_keep_under(x);
 	if (inside) {
 		tx_clobber(x, SCRATCH(S1) | SCRATCH(S2));
 		load_base(x);

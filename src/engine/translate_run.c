@@ -586,6 +586,8 @@ static void leave_code(struct engine *e)
 		c->gpr[GPR_RIP] = t->hot.target;
 		if (!is_canonical(t->hot.target)) {
 			/* The branch itself faults: once more, by the interpreter. */
+			if (s->undo < 0 && (s->kind != SITE_FAR || tx_is_far_call((int32_t)s->stub)))
+				linear_store(e, c->gpr[GPR_RSP], 8, t->hot.under);
 			c->gpr[GPR_RSP] -= (uint64_t)(int64_t)s->undo;
 			c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
 			t->interp_next = true;

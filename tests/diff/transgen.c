@@ -469,8 +469,7 @@ static uint64_t entry_value(struct start *st, const struct program *p, struct in
 	case ENTRY_LABEL: {
 		unsigned n = e->gadget + pick(s, 3);
 
-		/* A call whose target is not canonical faults after its push: known (docs/translator.md). */
-		return pick(s, 60) == 0 ? next_random(s) >> (e->disp ? 17 : 0) : program_base(p) + p->gadget[n < p->count ? n : p->count - 1].at;
+		return pick(s, 60) == 0 ? next_random(s) : program_base(p) + p->gadget[n < p->count ? n : p->count - 1].at;
 	}
 	case ENTRY_COUNTER:
 		return 1 + pick(s, 5);
