@@ -62,6 +62,7 @@
 	X(blocks_translated, "translator: blocks translated") \
 	X(regions_translated, "translator: hot blocks translated again, with what follows them") \
 	X(code_resets, "translator: times that all code was forgotten") \
+	X(code_parts, "translator: times that the oldest part of the code was forgotten") \
 	X(code_entries, "translator: entries into translated code") \
 	X(found_chain, "translator: branches chained on the way") \
 	X(found_target, "translator: jump cache misses repaired on the way") \

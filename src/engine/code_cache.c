@@ -1,7 +1,6 @@
 /*
  * The translator's memory: code in a memfd mapped twice, writable and executable, never both; tables of
- * blocks, exits and the fault map. Nothing is freed alone: when a table is full all code is forgotten
- * (translator_reset), which happens only while no translated code runs.
+ * blocks, exits and the fault map (code_forget.c).
  *
  * Everything that emitted code addresses absolutely lies below 2 GiB (MAP_32BIT).
  */
@@ -70,8 +69,8 @@ static void enlarge_pages(struct translator *t, uint32_t *huge, uint32_t used, u
 
 void translator_enlarge_pages(struct translator *t)
 {
-	enlarge_pages(t, &t->huge, t->code_used, STUBS_AT);
-	enlarge_pages(t, &t->huge_stubs, t->stubs_used, CODE_SIZE);
+	enlarge_pages(t, &t->huge, t->parts[t->part].code, STUBS_AT);
+	enlarge_pages(t, &t->huge_stubs, t->parts[t->part].stubs, CODE_SIZE);
 }
 
 int translator_create(struct engine *e)
@@ -111,6 +110,7 @@ int translator_create(struct engine *e)
 	t->soft_after = SOFT_FAULTS;
 	t->watch = WATCH;
 	t->hot.string_mask = -(uint64_t)STRING_RUN;
+	t->part_tbs = TB_MAX / PARTS;
 	t->hot.tlb_index = 0x3ffull << 12;
 	t->hot.tlb_page = ~0xfffull;
 	t->hot.tlb_of[SHADOW_USER] = (uint64_t)(uintptr_t)e->tlb_data[TLB_USER];
@@ -193,7 +193,7 @@ static void trade_places(struct translator *t, uint32_t id, uint32_t code)
 	uint8_t *displacement = t->write + s->patch;
 	int32_t elsewhere;
 
-	if (code != s->patch + 9u || displacement[4] != JMP_OPCODE || (displacement[-1] & 0xf0) != 0x80 || id + 1 >= t->site_used ||
+	if (code != s->patch + 9u || displacement[4] != JMP_OPCODE || (displacement[-1] & 0xf0) != 0x80 || id + 1 >= t->tbs[s->tb + 1].site ||
 		behind->kind != SITE_CHAIN || behind->patch != s->patch + 5u)
 		return;
 	memcpy(&elsewhere, displacement + 5, sizeof(elsewhere));
@@ -237,98 +237,4 @@ void site_chain(struct engine *e, uint32_t id, const struct block *b, uint32_t t
 	t->tbs[tb].incoming = id + 1;
 	trade_places(t, id, t->tbs[tb].code);
 	site_lead(t, s, t->tbs[tb].code);
-}
-
-/* --- forgetting --- */
-
-/* What calls have left may still lead to landings of the code: they become the way to the jump cache. */
-static void drop_landings(struct translator *t, uint32_t id)
-{
-	uint32_t end = id + 1 < t->tb_used ? t->tbs[id + 1].site : t->site_used;
-
-	for (uint32_t n = t->tbs[id].site; n < end; n++) {
-		const struct site *s = &t->sites[n];
-		struct emit m = {t->write + s->patch - s->undo};
-
-		if (s->kind == SITE_RETURN)
-			emit_patch(emit_jmp(&m), t->write + t->return_miss[t->tbs[id].view]);
-	}
-}
-
-/* Jumps into a region that goes: their blocks are without code until they run again. */
-static void drop_entries(struct engine *e, uint32_t region)
-{
-	struct translator *t = e->translator;
-
-	for (uint32_t n = region + 1; n < t->tb_used && t->tbs[n].entry; n++) {
-		struct block *b = &e->blocks->blocks[t->tbs[n].block];
-
-		if (t->tbs[n].dead)
-			continue;
-		if (b->tb[t->tbs[n].view] == n + 1)
-			b->tb[t->tbs[n].view] = 0;
-		b->heat = BLOCK_HEAT_WARM;
-		translator_drop_code(e, n);
-	}
-}
-
-/* Jump cache entries may still lead to the code: it becomes the way out, as a miss of the jump. */
-void translator_drop_code(struct engine *e, uint32_t id)
-{
-	struct translator *t = e->translator;
-	struct tb *tb = &t->tbs[id];
-	struct emit m = {t->write + tb->code};
-
-	emit_patch(emit_jmp(&m), t->write + (tb->mode32 ? t->leave32 : t->leave));
-
-	for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
-		site_unchain(t, s - 1);
-	tb->incoming = 0;
-	if (!tb->dead && !tb->entry) {
-		drop_landings(t, id);
-		drop_entries(e, id);
-	}
-	tb->dead = true;
-}
-
-void translator_drop_block(struct engine *e, struct block *b)
-{
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++) {
-		if (!b->tb[view])
-			continue;
-		translator_drop_code(e, b->tb[view] - 1);
-		b->tb[view] = 0;
-	}
-}
-
-void translator_move_block(struct engine *e, const struct block *b, uint32_t index, uint32_t seen)
-{
-	struct translator *t = e->translator;
-
-	memmove(&t->seen[seen], &t->seen[b->seen], b->count * sizeof(*t->seen));
-	for (unsigned view = 0; view < SHADOW_VIEWS; view++)
-		if (b->tb[view])
-			t->tbs[b->tb[view] - 1].block = index;
-}
-
-void translator_reset(struct engine *e)
-{
-	struct translator *t = e->translator;
-	struct block_cache *c = e->blocks;
-
-	for (uint32_t n = 0; n < t->tb_used; n++) {
-		uint32_t index = t->tbs[n].block;
-		uint32_t *tb =
-			index & TB_CROSSING ? c->crossings[index & ~TB_CROSSING].tb : c->blocks[index].tb;
-
-		tb[0] = tb[1] = 0;
-	}
-	t->code_used = t->first;
-	t->stubs_used = STUBS_AT;
-	t->tb_used = t->map_used = 0;
-	t->site_used = 0;
-	t->chain_from = 0;
-	soft_reset(t);
-	translator_forget_pages(e);
-	e->stats->code_resets++;
 }

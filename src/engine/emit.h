@@ -378,12 +378,17 @@ static inline void emit_patch(uint8_t *displacement, const uint8_t *to)
 }
 
 /* The branch goes to the writable address `to`. */
-static inline bool emit_leads(const uint8_t *displacement, const uint8_t *to)
+static inline const uint8_t *emit_target(const uint8_t *displacement)
 {
 	int32_t value;
 
 	memcpy(&value, displacement, 4);
-	return displacement + 4 + value == to;
+	return displacement + 4 + value;
+}
+
+static inline bool emit_leads(const uint8_t *displacement, const uint8_t *to)
+{
+	return emit_target(displacement) == to;
 }
 
 /* RCX = the counter less one, 32 bits, which is stored; branch if it is 0 now; no flags. As emit_jrcxz(). */

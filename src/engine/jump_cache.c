@@ -185,9 +185,10 @@ void translator_forget_pages(struct engine *e)
 	struct translator *t = e->translator;
 
 	/* They stay in the lists of those that they lead to. */
-	for (uint32_t id = 0; id < t->site_used; id++)
-		if (t->sites[id].kind == SITE_FAR && t->sites[id].chained && !t->tbs[t->sites[id].tb].dead)
-			site_forget_far(t, &t->sites[id]);
+	for (unsigned n = 0; n < PARTS; n++)
+		for (uint32_t id = translator_part_begin(t, n).site; id < t->parts[n].site; id++)
+			if (t->sites[id].kind == SITE_FAR && t->sites[id].chained && !t->tbs[t->sites[id].tb].dead)
+				site_forget_far(t, &t->sites[id]);
 	memset(t->hot.pages, 0, sizeof(t->hot.pages));
 	t->pages_used = 0;
 	for (unsigned n = 0; n < JUMPS; n++)
@@ -292,6 +293,17 @@ static void emit_thunk(struct translator *t, unsigned index, uint32_t tb)
 
 #define THUNK_MISS 60 /* where the displacement of the jump to the second one stands */
 
+/* As a miss, with the registers that one has; hot.code is the target's page already. */
+void translator_forget_thunks(struct translator *t, uint32_t begin, uint32_t end)
+{
+	for (unsigned n = 0; n < JUMPS + SECONDS; n++) {
+		uint8_t *hit = thunk_at(t, n) + THUNK_HIT;
+
+		if (t->thunk[n].page && emit_target(hit) >= t->write + begin && emit_target(hit) < t->write + end)
+			emit_patch(hit, t->write + t->find);
+	}
+}
+
 /* The second thunk of a first one; the first one if there is no room. */
 static unsigned find_second(struct translator *t, unsigned index)
 {
@@ -339,7 +351,8 @@ void site_link_far(struct engine *e, uint32_t id, unsigned view, const struct co
 	const struct tb *from = &t->tbs[s->tb];
 	uint8_t *at = t->write + s->patch;
 
-	if (s->kind != SITE_FAR || from->dead || from->view != view || from->mode32 != t->tbs[tb].mode32 || page->life != to->life)
+	if (s->kind != SITE_FAR || from->dead || from->view != view || from->mode32 != t->tbs[tb].mode32 || page->life != to->life ||
+		page == to) /* a thunk has led to code that was gone */
 		return;
 	if (s->chained && !site_leads(t, s, t->tbs[tb].code))
 		return; /* the same bytes lead elsewhere in another address space: the jump cache does */

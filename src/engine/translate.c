@@ -18,13 +18,13 @@
 uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo)
 {
 	struct translator *t = x->t;
-	uint32_t id = t->site_used;
+	uint32_t id = t->parts[t->part].site;
 
-	if (id == SITE_MAX) {
+	if (id == t->limit.site) {
 		x->failed = true;
 		return 0;
 	}
-	t->site_used++;
+	t->parts[t->part].site++;
 	assert(offset >= 0 && offset < 0x2000 && undo >= -UNDO_MAX && undo <= UNDO_MAX);
 	t->sites[id] = (struct site){.kind = kind & 15, .offset = (unsigned)offset & 0x1fff, .undo = undo, .tb = x->tb & ((1u << TB_BITS) - 1)};
 	return id;
@@ -41,9 +41,11 @@ void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site)
 
 static void put_number(struct translator *t, uint32_t n)
 {
+	uint32_t *used = &t->parts[t->part].map;
+
 	for (; n > 127; n >>= 7)
-		t->map[t->map_used++] = (uint8_t)(n | 128);
-	t->map[t->map_used++] = (uint8_t)n;
+		t->map[(*used)++] = (uint8_t)(n | 128);
+	t->map[(*used)++] = (uint8_t)n;
 }
 
 void tx_map(struct tx *x, int offset, enum map_kind kind)
@@ -51,7 +53,7 @@ void tx_map(struct tx *x, int offset, enum map_kind kind)
 	uint32_t host = (uint32_t)(x->m.p - x->start) + x->start_host;
 	int step = kind == MAP_TARGET || kind == MAP_RETURN ? 0 : offset - x->mapped.offset;
 
-	if (x->t->map_used + MAP_ENTRY_MAX > MAP_MAX) {
+	if (x->t->parts[x->t->part].map + MAP_ENTRY_MAX > x->t->limit.map) {
 		x->failed = true;
 		return;
 	}
@@ -288,7 +290,7 @@ void tx_emit_block(struct tx *x)
 		x->soft_done = false;
 		tx_map(x, i->offset, MAP_INSN);
 		mapped = x->mapped;
-		maps = x->t->map_used;
+		maps = x->t->parts[x->t->part].map;
 		if (i->insn.fn == op_undefined || (x->mode32 && x->soft && i->memory >= 0) ||
 			!(x->mode32 ? tx32_emit(x, i, &i->insn) : tx_emit(x, i, &i->insn))) {
 			x->m.p = before;
@@ -296,7 +298,7 @@ void tx_emit_block(struct tx *x)
 			x->facts = facts;
 			x->gated87 = gated87;
 			x->mapped = mapped;
-			x->t->map_used = maps;
+			x->t->parts[x->t->part].map = maps;
 			soft_emitted(x, true);
 			leave_interp(x, i->offset);
 			break;
@@ -337,11 +339,21 @@ static void emit_heat(struct tx *x, const struct tb *tb)
 /* The next translation: of the block, or crossing. */
 static struct tb *begin_tb(struct translator *t, uint32_t block, unsigned view, bool mode32)
 {
-	struct tb *tb = &t->tbs[t->tb_used];
+	const struct code_part *now = &t->parts[t->part];
+	struct tb *tb = &t->tbs[now->tb];
 
-	*tb = (struct tb){.block = block, .code = t->code_used, .stubs = t->stubs_used, .map = t->map_used, .site = t->site_used,
+	*tb = (struct tb){.block = block, .code = now->code, .stubs = now->stubs, .map = now->map, .site = now->site,
 		.view = (uint8_t)view, .mode32 = mode32};
 	return tb;
+}
+
+/* It is there, as far as now->code and the others have come. Its id. */
+static uint32_t end_tb(struct translator *t)
+{
+	uint32_t id = ++t->parts[t->part].tb;
+
+	begin_tb(t, TB_NONE, 0, false);
+	return id;
 }
 
 /*
@@ -352,23 +364,32 @@ static void emit_entries(struct tx *x, uint32_t region)
 {
 	struct engine *e = x->e;
 	struct translator *t = x->t;
+	struct code_part *now = &t->parts[t->part];
 
-	for (unsigned n = 1; n < x->versions && t->tb_used < TB_MAX; n++) {
+	for (unsigned n = 1; n < x->versions && now->tb + 1 < t->limit.tb; n++) {
 		const struct tx_version *v = &x->pool->version[n];
 		struct block *b = &e->blocks->blocks[x->pool->block[v->block].b - e->blocks->blocks];
-		struct emit m = {t->write + t->code_used};
+		struct emit m = {t->write + now->code};
 
 		if (b->hot || b->tb[x->view] > region || !region_is_entry(x, v))
 			continue;
 		begin_tb(t, (uint32_t)(b - e->blocks->blocks), x->view, x->mode32)->entry = true;
-		t->heats[t->tb_used] = HEAT_UNKNOWN;
+		t->heats[now->tb] = HEAT_UNKNOWN;
 		emit_patch(emit_jmp(&m), v->code);
 		_Static_assert(TB_SIZE_MIN <= 5, "a jump is enough");
-		t->code_used = (uint32_t)(m.p - t->write);
+		now->code = (uint32_t)(m.p - t->write);
 		if (b->tb[x->view])
 			translator_drop_code(e, b->tb[x->view] - 1);
-		b->tb[x->view] = ++t->tb_used;
+		b->tb[x->view] = end_tb(t);
 	}
+}
+
+static bool has_room(const struct translator *t)
+{
+	const struct code_part *now = &t->parts[t->part], *limit = &t->limit;
+
+	return now->tb + 1 < limit->tb && now->code + CODE_MAX <= limit->code && now->stubs + CODE_MAX <= limit->stubs &&
+	       now->site + SITES_MAX <= limit->site && now->map + MAPS_MAX <= limit->map;
 }
 
 static uint32_t translate(struct engine *e, const struct block *b, uint32_t index, unsigned view,
@@ -376,30 +397,30 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 {
 	bool mode32 = (b->key & 3) == MODE_32;
 	struct translator *t = e->translator;
+	struct code_part *now, begin;
 	struct tx x;
 	struct tb *tb;
-	uint32_t first_site, first_map, size, id;
+	uint32_t id;
 
-	if (t->tb_used == TB_MAX || t->code_used + CODE_MAX > STUBS_AT || t->stubs_used + CODE_MAX > CODE_SIZE || t->site_used + SITES_MAX > SITE_MAX ||
-		t->map_used + MAPS_MAX > MAP_MAX)
-		translator_reset(e);
+	if (!has_room(t))
+		translator_next_part(e);
 	translator_enlarge_pages(t);
+	now = &t->parts[t->part];
 	if (hot)
-		t->code_used = (t->code_used + REGION_ALIGN - 1) & ~(REGION_ALIGN - 1);
+		now->code = (now->code + REGION_ALIGN - 1) & ~(REGION_ALIGN - 1);
+	begin = *now;
 	memset(&x, 0, sizeof(x));
 	x.e = e;
 	x.t = t;
 	x.pool = t->pool;
 	x.view = view;
 	x.mode32 = mode32;
-	x.tb = t->tb_used;
+	x.tb = now->tb;
 	x.region = hot;
 	x.calls = calls && !mode32;
 	x.fall = -1;
 	x.page = index & TB_CROSSING ? SOFT_NONE : b->key >> 14 << 12;
-	first_site = t->site_used;
-	first_map = t->map_used;
-	x.start = t->write + t->code_used;
+	x.start = t->write + now->code;
 	x.m.p = x.start;
 	tb = begin_tb(t, index, view, mode32);
 	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
@@ -424,18 +445,16 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	/* What translator_drop_code() writes must fit. */
 	while (x.m.p - x.start < TB_SIZE_MIN)
 		emit8(&x.m, 0x90);
-	size = (uint32_t)(x.m.p - x.start);
-	x.start = x.m.p = t->write + t->stubs_used;
+	now->code = (uint32_t)(x.m.p - t->write);
+	x.start = x.m.p = t->write + now->stubs;
 	x.start_host = MAP_STUBS;
 	emit_stubs(&x);
 	if (x.failed) {
-		t->map_used = first_map;
-		t->site_used = first_site;
+		*now = begin;
 		return 0;
 	}
-	t->code_used += size;
-	t->stubs_used += (uint32_t)(x.m.p - x.start);
-	id = ++t->tb_used;
+	now->stubs = (uint32_t)(x.m.p - t->write);
+	id = end_tb(t);
 	if (hot) {
 		emit_entries(&x, id);
 		e->stats->regions_translated++;

@@ -14,7 +14,8 @@
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
  *   translate_jump.c  branches that leave the page: emitted code; jump_cache.c: what it finds, and how long that is true
  *   jump_find.c       a branch's target, found without leaving
- *   code_cache.c      memory for code and tables; dropping blocks
+ *   code_cache.c      memory for code and tables; links
+ *   code_forget.c     dropping blocks, and the oldest code when there is no room
  *
  * Registers while translated code runs:
  *
@@ -179,6 +180,7 @@ _Static_assert(sizeof(struct site) == 16 && TB_MAX <= 1u << TB_BITS && SITE_MAX 
 #define FAR_FROM 32u
 
 #define TB_CROSSING 0x80000000u
+#define TB_NONE UINT32_MAX
 
 /* A translated block. */
 struct tb {
@@ -191,6 +193,15 @@ struct tb {
 	bool mode32;
 	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
 	bool entry; /* a jump into the region that comes before: it goes with that */
+};
+
+/*
+ * Places in all that belongs to translations: their code, stubs, struct tb, sites and fault map. Each has what lies before the next one's; behind the
+ * last one of a part stands a struct tb that is none (code_forget.c).
+ */
+#define PARTS 8u
+struct code_part {
+	uint32_t code, stubs, tb, site, map;
 };
 
 /*
@@ -227,6 +238,7 @@ struct soft_site {
 	uint32_t again;
 	uint8_t level;	 /* how often it was demoted, more or less */
 	uint8_t stray;	 /* faults in spite of the software TLB */
+	uint8_t part;	 /* where its last code is */
 	bool soft, writes;
 };
 #define SOFT_NONE ~0ull
@@ -290,8 +302,10 @@ struct translator {
 	unsigned hot_after; /* HOT; tests set less */
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
 	unsigned watch; /* WATCH; tests set less */
+	unsigned part_tbs; /* translations in a part of the code at most, + 1: TB_MAX / PARTS; tests set few */
 	/* While running. */
-	uint32_t code_used, stubs_used, tb_used, site_used, map_used;
+	struct code_part parts[PARTS], limit; /* where the next translation's begin; the limit is that of the part that is filled */
+	unsigned part;		   /* the one that is filled */
 	uint32_t huge, huge_stubs; /* code up to here is in large pages, if the host has them */
 	uint32_t chain_from;  /* site + 1: the way by which the last block was left */
 	bool jump_from;	      /* it was left by SITE_TARGET */
@@ -342,19 +356,25 @@ int translator_create(struct engine *e);
 void translator_destroy(struct engine *e);
 /* Memory for the next code: flat code of many pages is slow for want of TLB entries. The host may not do it. */
 void translator_enlarge_pages(struct translator *t);
-/* Forgets all code. */
-void translator_reset(struct engine *e);
-/* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
-void translator_drop_block(struct engine *e, struct block *b);
-void translator_drop_code(struct engine *e, uint32_t tb);
-/* The block will be the one of this index, and what has been seen of its operands at this place, which is not behind its old one. */
-void translator_move_block(struct engine *e, const struct block *b, uint32_t index, uint32_t seen);
 /* Lets `site`, a branch to b, go to its code `tb` directly, if it may, or to its stub again. */
 void site_chain(struct engine *e, uint32_t site, const struct block *b, uint32_t tb);
 void site_unchain(struct translator *t, uint32_t site);
 /* Its branch leads to the code at the offset. */
 void site_lead(struct translator *t, const struct site *s, uint32_t code);
 bool site_leads(const struct translator *t, const struct site *s, uint32_t code);
+
+/* --- code_forget.c --- */
+/* Forgets all code. */
+void translator_reset(struct engine *e);
+/* Forgets the oldest part of it; what is translated from now on goes there. */
+void translator_next_part(struct engine *e);
+/* Where part n begins, and the one before it ends. */
+struct code_part translator_part_begin(const struct translator *t, unsigned n);
+/* The block's bytes have changed or its memory is about to be reused: nothing leads to its code any more. */
+void translator_drop_block(struct engine *e, struct block *b);
+void translator_drop_code(struct engine *e, uint32_t tb);
+/* The block will be the one of this index, and what has been seen of its operands at this place, which is not behind its old one. */
+void translator_move_block(struct engine *e, const struct block *b, uint32_t index, uint32_t seen);
 
 /* --- jump_cache.c --- */
 /* What is known of jumps is good no more: of all, or of those whose target lies in the page. */
@@ -369,6 +389,8 @@ struct code_page *translator_page(struct translator *t, unsigned view, uint64_t 
 /* The same if there is one, else NULL. */
 struct code_page *translator_find_page(struct translator *t, unsigned view, uint64_t gva, uint64_t host);
 bool translator_pages_full(const struct translator *t);
+/* Thunks that lead to code between these offsets miss. */
+void translator_forget_thunks(struct translator *t, uint32_t begin, uint32_t end);
 /* Makes room: all that is known of jumps is forgotten. */
 void translator_forget_pages(struct engine *e);
 /* A jump is remembered that leads to the page of the record, the memfd's page `memfd_page`. */
@@ -671,6 +693,8 @@ bool soft_fault(struct engine *e, uint64_t at);
 /* It has left by SITE_SOFT, with the address in hot.tlb_gva if it has one. True: likewise. */
 bool soft_left(struct engine *e, uint64_t at);
 void soft_reset(struct translator *t);
+/* Code of the part is gone: those that had their last code there are free. */
+void soft_forget(struct translator *t, unsigned part);
 
 /* --- translate_insn.c --- */
 void tx_examine(struct tx *x, struct tx_insn *i);

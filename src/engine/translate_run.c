@@ -327,10 +327,17 @@ static bool find_map(const struct translator *t, uint64_t pc, uint32_t *tb, stru
 {
 	uint64_t offset = pc - (uint64_t)(uintptr_t)t->execute, host;
 	bool stubs = offset >= STUBS_AT;
-	uint32_t low = 0, high = t->tb_used;
+	unsigned part = 0;
+	uint32_t low, high;
 	struct map_entry next = {0};
 	const uint8_t *p, *end;
 
+	while (part < PARTS && offset >= (stubs ? translator_part_begin(t, part + 1).stubs : translator_part_begin(t, part + 1).code))
+		part++;
+	if (part == PARTS || offset < t->first || offset >= (stubs ? t->parts[part].stubs : t->parts[part].code))
+		return false;
+	low = translator_part_begin(t, part).tb;
+	high = t->parts[part].tb;
 	while (low < high) {
 		uint32_t middle = (low + high) / 2;
 
@@ -339,13 +346,11 @@ static bool find_map(const struct translator *t, uint64_t pc, uint32_t *tb, stru
 		else
 			high = middle;
 	}
-	if (!low || offset >= (stubs ? t->stubs_used : t->code_used))
-		return false;
 	*tb = low - 1;
 	host = offset - (stubs ? t->tbs[*tb].stubs - MAP_STUBS : t->tbs[*tb].code);
 	*m = next;
 	p = t->map + t->tbs[*tb].map;
-	end = t->map + (low < t->tb_used ? t->tbs[low].map : t->map_used);
+	end = t->map + t->tbs[low].map;
 	for (; p < end; *m = next) {
 		map_next(&p, &next);
 		if (next.host > host)

@@ -82,6 +82,13 @@ void soft_reset(struct translator *t)
 	memset(t->soft_pages, 0, sizeof(t->soft_pages));
 }
 
+void soft_forget(struct translator *t, unsigned part)
+{
+	for (unsigned n = 0; n < SOFT_SITES; n++)
+		if (t->soft[n].soft && t->soft[n].part == part)
+			t->soft[n] = (struct soft_site){.at = SOFT_NONE};
+}
+
 /* --- code --- */
 
 /* S1 = gva, S2 = the delta of its page. Leaves if the page is not known. */
@@ -130,6 +137,7 @@ bool soft_operand(struct tx *x, const ZydisDecodedOperand *op, unsigned data, st
 	if (!size || size > 512)
 		return false;
 	x->soft_done = true;
+	x->soft->part = (uint8_t)x->t->part;
 	x->soft->writes = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 	if (!x->insn[x->n].flags_live) {
 		emit8(&x->m, 0xff); /* decl */
@@ -193,6 +201,7 @@ bool soft_fault(struct engine *e, uint64_t at)
 		return false;
 	s->cost = share((uint64_t)s->faults * COST_FAULT, __rdtsc() - s->since);
 	s->soft = true;
+	s->part = (uint8_t)t->part;
 	s->since = __rdtsc();
 	s->faults = s->misses = s->again = 0;
 	s->left = SOFT_RUN;

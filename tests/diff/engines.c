@@ -392,12 +392,12 @@ static void summary(const struct tester *t, const struct options *o, uint64_t fa
 
 	printf("%llu programs, seed %llu: %llu differ; %llu runs, %llu ended in an exception; %llu blocks and %llu regions translated, "
 	       "entered %llu times, left %llu times for the interpreter, %llu operands in another slot, %llu given to the software TLB, "
-	       "which did not have the page %llu times\n",
+	       "which did not have the page %llu times; the oldest code was forgotten %llu times\n",
 		(unsigned long long)o->count, (unsigned long long)o->seed, (unsigned long long)failures, (unsigned long long)t->ended,
 		(unsigned long long)t->faults, (unsigned long long)stats->blocks_translated,
 		(unsigned long long)stats->regions_translated, (unsigned long long)stats->code_entries,
 		(unsigned long long)stats->exits_interp, (unsigned long long)stats->exits_miss,
-		(unsigned long long)stats->soft_sites, (unsigned long long)stats->exits_soft);
+		(unsigned long long)stats->soft_sites, (unsigned long long)stats->exits_soft, (unsigned long long)stats->code_parts);
 }
 
 int engines_main(const struct subject *subject, int argc, char **argv)
@@ -429,6 +429,8 @@ int engines_main(const struct subject *subject, int argc, char **argv)
 	for (uint64_t n = o.first; n < o.first + o.count; n++) {
 		/* Every other program with each operand that faults given to the software TLB. */
 		translator->soft_after = n % 2 ? 1 : ~0u >> 1;
+		/* Half of them with so little room for code that it is forgotten while they run. */
+		translator->part_tbs = n / 2 % 2 ? 2 + (unsigned)(n / 4 % 16) : TB_MAX / PARTS;
 		if (!test(t, o.seed, n, o.length) && (++failures >= FAILURES_MAX || !o.keep_going))
 			break;
 	}
