@@ -371,7 +371,7 @@ static void emit_entries(struct tx *x, uint32_t region)
 		struct block *b = &e->blocks->blocks[x->pool->block[v->block].b - e->blocks->blocks];
 		struct emit m = {t->write + now->code};
 
-		if (b->hot || b->tb[x->view] > region || !region_is_entry(x, v))
+		if (b->hot || (b->tb[x->view] > region && b->tb[x->view] <= now->tb) || !region_is_entry(x, v)) /* one of these entries */
 			continue;
 		begin_tb(t, (uint32_t)(b - e->blocks->blocks), x->view, x->mode32)->entry = true;
 		t->heats[now->tb] = HEAT_UNKNOWN;
