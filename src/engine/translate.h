@@ -10,6 +10,7 @@
  *   translate_insn.c  which instructions are copied, which have code of their own; the rest is interpreted
  *   translate_string.c  string instructions
  *   translate_system.c  privileged instructions that have code of their own
+ *   translate_iret.c  IRET
  *   translate_32.c    32-bit code: what is different there
  *   translate_run.c   entering and leaving host code, chaining, the jump cache, faults
  *   translate_jump.c  branches that leave the page: emitted code; jump_cache.c: what it finds, and how long that is true
@@ -134,6 +135,7 @@ struct hot {
 	uint64_t wide_base[2], wide_delta[2]; /* of FS, GS: the base; slot 0's delta or poison */
 	uint64_t poison;
 	uint64_t mask_carry; /* bit 32 */
+	uint64_t iret_frame[5], iret_flags; /* translate_iret.c */
 	uint64_t bit_mask[2]; /* of a bit's number in 32 and 64 bits */
 	uint64_t leave_now;  /* where the fixed code leaves for the code that runs */
 	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
@@ -737,8 +739,23 @@ void tx_compose_flags(struct tx *x);
 void tx_check_flags(struct tx *x, const struct tx_insn *i);
 /* RFLAGS = S1, with interrupts looked at behind the instruction. Destroys both. */
 void tx_restore_flags(struct tx *x, const struct tx_insn *i);
+/* RFLAGS = what it holds of S1 besides status flags, and `also`. The result is in S2, too. Destroys flags. */
+void tx_store_virtual(struct tx *x, uint32_t also);
+/* The host's status flags = those in S1, which it destroys. */
+void tx_load_status(struct tx *x);
+/* An interrupt may have been held back: as tx_poll(), for what waits inside of the engine. Destroys S1. */
+void tx_poll_attention(struct tx *x, int offset, enum map_kind kind);
+/* All of a segment register. May destroy S2. */
+void tx_store_segment(struct tx *x, unsigned seg, const struct cpu_segment *s);
+/* CS and SS are those of the privilege: RSP, which is in S1, and the segment bases follow into its view, C is told when it comes by. No flags. */
+void tx_enter_view(struct tx *x, unsigned view);
+void tx_count(struct tx *x, const uint64_t *counter);
 /* As tx_emit(), for privileged and sensitive instructions. */
 bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded);
+
+/* --- translate_iret.c --- */
+/* As tx_emit(). */
+bool tx_iret(struct tx *x, const struct tx_insn *i);
 
 /* --- translate_32.c --- */
 /* The host can run 32-bit code as it is translated here. */

@@ -411,6 +411,8 @@ static void fill_operands(struct engine *e, const struct insn *i, bool is_write)
 		shadow_fill(e, c->gpr[GPR_RDI], true);
 		shadow_fill(e, c->gpr[GPR_RSI], false);
 	}
+	if (i->mnemonic == ZYDIS_MNEMONIC_IRETQ)
+		shadow_fill(e, c->gdtr.base, false);
 	shadow_fill(e, c->gpr[GPR_RSP], is_write);
 	if (e->translator->code32)
 		shadow_fill(e, (uint32_t)(c->gpr[GPR_RSP] - 4), is_write);

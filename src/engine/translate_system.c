@@ -3,7 +3,7 @@
  * virtual state in the vcpu block: the guest's IF and its kin are bits of cpu_state.rflags, which no host
  * flag mirrors.
  *
- *   rflags  | … | ID 21 | AC 18 | RF VM | NT 14 | IOPL 13:12 | OF | DF | IF 9 | TF 8 | SF ZF 0 AF 0 PF 1 CF |
+ *   rflags  | … | ID 21 | VIP VIF | AC 18 | VM RF | NT 14 | IOPL 13:12 | OF | DF | IF 9 | TF 8 | SF ZF 0 AF 0 PF 1 CF |
  *
  * OF and the low byte are stale there while translated code runs. Where the host's flags must survive, bits
  * are taken out and put in by PEXT and PDEP.
@@ -14,7 +14,7 @@
  * Of RFLAGS: what PUSHF shows besides the status flags, and what POPF at CPL 0 may not change without the
  * interpreter.
  */
-#define VIRTUAL_FLAGS 0x247700u
+#define VIRTUAL_FLAGS 0x3c7700u
 #define POPF_CAREFUL (VIRTUAL_FLAGS & ~(uint32_t)FLAG_IF)
 
 void translator_set_masks(struct translator *t)
@@ -48,8 +48,7 @@ static void store_byte(struct tx *x, const void *address, unsigned value)
 	emit8(&x->m, value);
 }
 
-/* An interrupt may have been held back: as tx_poll(), for what waits inside of the engine. */
-static void poll_attention(struct tx *x, int offset, enum map_kind kind)
+void tx_poll_attention(struct tx *x, int offset, enum map_kind kind)
 {
 	tx_clobber(x, SCRATCH(S1));
 	tx_map(x, offset, kind);
@@ -84,7 +83,7 @@ static bool sti(struct tx *x, const struct tx_insn *i)
 	emit_lea(&x->m, S1, mem_base(S1, FLAG_IF));
 	emit_store(&x->m, S1, rflags(x));
 	store_byte(x, &x->e->cpu->shadow_sti, 1);
-	poll_attention(x, i->next, MAP_POLL);
+	tx_poll_attention(x, i->next, MAP_POLL);
 	store_byte(x, &x->e->cpu->shadow_sti, 0);
 	return true;
 }
@@ -105,8 +104,7 @@ void tx_compose_flags(struct tx *x)
 	emit_lea(&x->m, S1, (struct emit_mem){S1, S2, 0, 0});
 }
 
-/* The host's status flags = those in S1, which it destroys. */
-static void load_status(struct tx *x)
+void tx_load_status(struct tx *x)
 {
 	emit_store(&x->m, RAX, mem_abs(&x->t->hot.save));
 	/* mov %r10d, %eax; shl $8, %eax; shr $11, %r10d; and $1, %r10d; or %r10d, %eax; add $127, %al; sahf
@@ -116,14 +114,18 @@ static void load_status(struct tx *x)
 	emit_load(&x->m, RAX, mem_abs(&x->t->hot.save));
 }
 
-/* cpu_state.rflags = S1 without what it does not hold; destroys S2 and flags. */
-static void store_virtual(struct tx *x, uint32_t mask)
+static void store_flags(struct tx *x, uint32_t mask)
 {
 	emit_move(&x->m, S2, S1);
 	emit_bytes(&x->m, "\x49\x81\xe3", 3); /* and $imm, %r11 */
-	emit32(&x->m, VIRTUAL_FLAGS & mask);
+	emit32(&x->m, mask);
 	emit_bytes(&x->m, "\x49\x83\xcb\x02", 4); /* or $2, %r11 */
 	emit_store(&x->m, S2, rflags(x));
+}
+
+void tx_store_virtual(struct tx *x, uint32_t also)
+{
+	store_flags(x, VIRTUAL_FLAGS | also);
 }
 
 void tx_check_flags(struct tx *x, const struct tx_insn *i)
@@ -137,9 +139,9 @@ void tx_check_flags(struct tx *x, const struct tx_insn *i)
 
 void tx_restore_flags(struct tx *x, const struct tx_insn *i)
 {
-	store_virtual(x, ~0u);
-	load_status(x);
-	poll_attention(x, i->next, MAP_POLL);
+	tx_store_virtual(x, 0);
+	tx_load_status(x);
+	tx_poll_attention(x, i->next, MAP_POLL);
 }
 
 static bool pushf(struct tx *x, const struct tx_insn *i)
@@ -186,40 +188,54 @@ static bool swapgs(struct tx *x)
 
 /* --- SYSCALL and SYSRET --- */
 
-/* A flat segment, as 64-bit code has them: selector and access rights, limit, base. Destroys S2. */
-static void store_segment(struct tx *x, unsigned seg, uint16_t selector, uint32_t ar)
+void tx_store_segment(struct tx *x, unsigned seg, const struct cpu_segment *s)
 {
-	uint64_t *words = (uint64_t *)&x->e->cpu->seg[seg];
-	uint64_t first = selector | (uint64_t)ar << 32;
+	const uint64_t words[3] = {s->selector | (uint64_t)s->ar << 32, s->limit, s->base};
 
-	emit_bytes(&x->m, "\x49\xbb", 2); /* mov $imm64, %r11 */
-	emit32(&x->m, (uint32_t)first);
-	emit32(&x->m, (uint32_t)(first >> 32));
-	emit_store(&x->m, S2, mem_abs(&words[0]));
-	emit_bytes(&x->m, "\x41\xbb\xff\xff\xff\xff", 6); /* mov $0xffffffff, %r11d */
-	emit_store(&x->m, S2, mem_abs(&words[1]));
-	emit_store_imm64(&x->m, &words[2], 0);
+	_Static_assert(sizeof(*s) == sizeof(words) && offsetof(struct cpu_segment, ar) == 4 && offsetof(struct cpu_segment, limit) == 8 &&
+			       offsetof(struct cpu_segment, base) == 16, "three words");
+	for (unsigned n = 0; n < 3; n++) {
+		uint64_t *to = (uint64_t *)&x->e->cpu->seg[seg] + n;
+
+		if (words[n] >> 31) {
+			emit_imm64(&x->m, S2, words[n]);
+			emit_store(&x->m, S2, mem_abs(to));
+		} else {
+			emit_store_imm64(&x->m, to, (int32_t)words[n]);
+		}
+	}
 }
 
-/* The other privilege: C is told when it comes by; RSP and the segment bases follow into the view. No flags.
- */
-static void change_view(struct tx *x, unsigned view)
+/* As 64-bit code has them. */
+static void store_flat(struct tx *x, unsigned seg, uint16_t selector, uint32_t ar)
+{
+	tx_store_segment(x, seg, &(struct cpu_segment){.selector = selector, .ar = ar, .limit = 0xffffffff});
+}
+
+void tx_enter_view(struct tx *x, unsigned view)
 {
 	struct cpu_state *c = x->e->cpu;
 
+	bool other = view != x->view;
+
 	emit_store_imm64(&x->m, &x->t->hot.mode_changed, 1);
-	tx_get_rsp(x, S1, 0);
 	x->view = view;
 	tx_switch_rsp(x);
 	emit_load(&x->m, S2, mem_abs(&x->t->hot.rsp_delta));
 	emit_lea(&x->m, RSP, (struct emit_mem){S1, S2, 0, 0});
-	for (unsigned n = 0; n < 2; n++) {
+	for (unsigned n = 0; other && n < 2; n++) {
 		emit_load(&x->m, S1, mem_abs(&c->seg[SEG_FS + n].base));
 		follow_segment(x, n);
 	}
 }
 
-static void count(struct tx *x, const uint64_t *counter)
+static void change_view(struct tx *x, unsigned view)
+{
+	tx_get_rsp(x, S1, 0);
+	tx_enter_view(x, view);
+}
+
+void tx_count(struct tx *x, const uint64_t *counter)
 {
 	emit_bytes(&x->m, "\x48\xff", 2); /* incq */
 	emit_modrm_mem(&x->m, 0, mem_abs(counter));
@@ -235,12 +251,12 @@ static bool call_system(struct tx *x, const struct tx_insn *i)
 		return false;
 	tx_compose_flags(x);
 	emit_store(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
-	store_virtual(x, ~(uint32_t)c->sfmask);
-	count(x, &x->e->stats->emul_syscall);
+	store_flags(x, VIRTUAL_FLAGS & ~(uint32_t)c->sfmask);
+	tx_count(x, &x->e->stats->emul_syscall);
 	tx_code_base(x, RCX);
 	emit_lea(&x->m, RCX, mem_base(RCX, i->next));
-	store_segment(x, SEG_CS, cs, 0xa09b);
-	store_segment(x, SEG_SS, (uint16_t)(cs + 8), 0xc093);
+	store_flat(x, SEG_CS, cs, 0xa09b);
+	store_flat(x, SEG_SS, (uint16_t)(cs + 8), 0xc093);
 	change_view(x, SHADOW_SUPERVISOR);
 	emit_bytes(&x->m, "\x45\x31\xd2\x41\x80\xc2\x01",
 		7); /* xor %r10d, %r10d; add $1, %r10b: all status flags 0 */
@@ -265,9 +281,13 @@ static bool return_from_system(struct tx *x, const struct tx_insn *i)
 	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
 	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
 	tx_check_flags(x, i);
-	store_virtual(x, ~0u);
-	count(x, &x->e->stats->emul_sysret);
-	store_segment(x, SEG_CS, (uint16_t)((base + 16) | 3), 0xa09b | 3 << SEG_AR_DPL_SHIFT);
+	/* Alignment checks begin at CPL 3 (SDM vol. 3, 6.15). */
+	emit_bytes(&x->m, "\x41\xf7\xc2", 3); /* test $imm, %r10d */
+	emit32(&x->m, FLAG_AC);
+	tx_stub(x, emit_jcc(&x->m, 5), STUB_SITE, tx_site(x, SITE_INTERP, i->offset, 0));
+	tx_store_virtual(x, 0);
+	tx_count(x, &x->e->stats->emul_sysret);
+	store_flat(x, SEG_CS, (uint16_t)((base + 16) | 3), 0xa09b | 3 << SEG_AR_DPL_SHIFT);
 	if (decode_is_amd(x->e)) {
 		/* Only the selector is loaded (APM vol. 3); the DPL is our CPL: movw, orl. */
 		emit_bytes(&x->m, "\x66\xc7", 2);
@@ -278,13 +298,13 @@ static bool return_from_system(struct tx *x, const struct tx_insn *i)
 		emit_modrm_mem(&x->m, 1, mem_abs(&c->seg[SEG_SS].ar));
 		emit32(&x->m, SEG_AR_DPL);
 	} else {
-		store_segment(x, SEG_SS, (uint16_t)((base + 8) | 3), 0xc093 | 3 << SEG_AR_DPL_SHIFT);
+		store_flat(x, SEG_SS, (uint16_t)((base + 8) | 3), 0xc093 | 3 << SEG_AR_DPL_SHIFT);
 	}
 	change_view(x, SHADOW_USER);
 	emit_store(&x->m, RCX, mem_abs(&x->t->hot.target));
 	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
-	load_status(x);
-	poll_attention(x, 0, MAP_TARGET);
+	tx_load_status(x);
+	tx_poll_attention(x, 0, MAP_TARGET);
 	emit_move(&x->m, S1, RCX);
 	tx_jump(x, i->offset, 0, false);
 	x->view = SHADOW_SUPERVISOR;
@@ -419,6 +439,8 @@ bool tx_system(struct tx *x, const struct tx_insn *i, const struct insn *decoded
 		return !supervisor && call_system(x, i);
 	case ZYDIS_MNEMONIC_SYSRET:
 		return supervisor && return_from_system(x, i);
+	case ZYDIS_MNEMONIC_IRETQ:
+		return supervisor && tx_iret(x, i);
 	case ZYDIS_MNEMONIC_MOV:
 		if (is_of_class(&i->d.op[1], ZYDIS_REGCLASS_SEGMENT))
 			return read_segment(x, i, decoded);

@@ -331,11 +331,14 @@ static void system_gadget(struct program *p, struct gadget *g, struct insn_sourc
 			put(g, "\x0f\x05", 2); /* syscall: the handler returns */
 		break;
 	case 8: /* iretq to a label at the same privilege */
-		put(g, "\x48\x89\xe0", 3);
-		put(g, p->user ? "\x6a\x2b" : "\x6a\x10", 2);
+		if (pick(s, 2))
+			load_entry(g, s, GPR_RAX, new_entry(p, (struct table_entry){ .kind = ENTRY_STACK, .index = -1 }));
+		else
+			put(g, "\x48\x89\xe0", 3);
+		put(g, p->user ? "\x6a\x2b" : pick(s, 3) ? "\x6a\x10" : "\x6a\x00", 2);
 		put8(g, 0x50); /* push %rax */
 		put8(g, 0x68);
-		put32(g, ((uint32_t)next_random(s) & 0xcd5) | 0x202);
+		put32(g, ((uint32_t)next_random(s) & (pick(s, 4) ? 0x10cd5 : 0x3d7ed5)) | (pick(s, 4) ? 0x202 : 0));
 		put(g, p->user ? "\x6a\x33" : "\x6a\x08", 2);
 		put8(g, 0x68);
 		put_fix(g, FIX_ABSOLUTE, gadget_ahead(s, n, p->count), 0);

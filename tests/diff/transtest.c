@@ -114,7 +114,10 @@ static void fill_guest(struct tester *t, struct side *side, uint64_t seed)
 		memcpy(system + (IDT - SYSTEM) + v * 16, gate, 16);
 		system[HANDLERS - SYSTEM + v * 16] = 0xf4;
 	}
-	memcpy(system + (SYSCALL_ENTRY - SYSTEM), "\x48\x0f\x07", 3); /* sysretq */
+	if (seed & 1) /* push $0x2b; push %rsp; push %r11; push $0x33; push %rcx; iretq */
+		memcpy(system + (SYSCALL_ENTRY - SYSTEM), "\x6a\x2b\x54\x41\x53\x6a\x33\x51\x48\xcf", 10);
+	else
+		memcpy(system + (SYSCALL_ENTRY - SYSTEM), "\x48\x0f\x07", 3); /* sysretq */
 	memcpy(system + (TSS - SYSTEM) + 4, &stack, 8);
 	memcpy(system + (TSS - SYSTEM) + 0x24, &stack, 8);
 	memcpy(system + 8, &(uint64_t){ 0x00209b0000000000ull }, 8);
