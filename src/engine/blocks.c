@@ -7,7 +7,7 @@
  * bytes are read; from then on writes by this vcpu take the slow path, which calls engine_invalidate_range(). Other vcpus
  * are told through vm_shared.code_news, which they read between blocks; the VMM tells of device writes through the
  * invalidate ring. Dropped blocks keep their memory until there is no more; then those that have no translation are dropped
- * too, and the others move together. Instructions are there as long as there is room: the translated code of a block and the translator do without,
+ * too, and the others move together. Only the instructions decoded last are there: the translated code of a block and the translator do without,
  * and who needs them decodes again (blocks_insns()).
  * Both happen between blocks, never under an executing one.
  */
@@ -19,7 +19,6 @@
 #include <sys/mman.h>
 
 #define BLOCKS_MAX (3u << 17)
-#define INSNS_MAX (1u << 18)
 #define SEEN_MAX (3u << 19)
 #define HASH_SIZE (1u << BLOCK_HASH_BITS)
 #define INSN_BYTES 15
@@ -40,14 +39,15 @@ int blocks_create(struct engine *e)
 	e->blocks = c;
 	c->page_count = (e->block->ram.file_size + 4095) / 4096;
 	c->blocks = take_memory(BLOCKS_MAX * sizeof(*c->blocks));
-	c->insns = take_memory(INSNS_MAX * sizeof(*c->insns));
+	c->insns = take_memory(INSN_RING_MAX * sizeof(*c->insns));
 	c->hash = take_memory(HASH_SIZE * sizeof(*c->hash));
 	c->pages = take_memory((c->page_count + 1) * sizeof(*c->pages));
 	c->seen_max = SEEN_MAX;
+	c->ring = INSN_RING_MAX;
+	c->insns_used = 1;
 	c->news_seen = atomic_load(&e->shared->code_head);
 	if (!c->blocks || !c->insns || !c->hash || !c->pages)
 		return -ENOMEM;
-	c->single.insns = &c->single_insn;
 	c->single.key = BLOCK_DEAD;
 	c->single.count = 1;
 	return 0;
@@ -62,7 +62,7 @@ void blocks_destroy(struct engine *e)
 	if (c->blocks)
 		munmap(c->blocks, BLOCKS_MAX * sizeof(*c->blocks));
 	if (c->insns)
-		munmap(c->insns, INSNS_MAX * sizeof(*c->insns));
+		munmap(c->insns, INSN_RING_MAX * sizeof(*c->insns));
 	if (c->hash)
 		munmap(c->hash, HASH_SIZE * sizeof(*c->hash));
 	if (c->pages)
@@ -274,9 +274,10 @@ const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at, 
 		if (offset < insn || offset >= insn + b->bytes)
 			continue;
 		for (unsigned n = 0; n < b->count && insn <= offset; n++) {
-			const struct insn *i = b->insns ? &b->insns[n] : &c->found;
+			bool has = blocks_has_insns(c, b);
+			const struct insn *i = has ? &c->insns[(b->insns & (c->ring - 1)) + n] : &c->found;
 
-			if (!b->insns && !decode_insn(e, b->key & 3, e->ram + insn, (unsigned)(4096 - (insn & 0xfff)), &c->found))
+			if (!has && !decode_insn(e, b->key & 3, e->ram + insn, (unsigned)(4096 - (insn & 0xfff)), &c->found))
 				break;
 			if (insn == offset) {
 				*at = id;
@@ -308,15 +309,19 @@ static unsigned decode_run(struct engine *e, enum engine_mode mode, uint64_t off
 	return count;
 }
 
-static void reserve(struct engine *e, unsigned insns)
+/* Room for a block's instructions, which lie one behind the other. */
+static struct insn *reserve(struct block_cache *c)
 {
-	struct block_cache *c = e->blocks;
+	uint32_t at = c->insns_used & (c->ring - 1);
 
-	if (c->insns_used + insns <= INSNS_MAX)
-		return;
-	for (uint32_t n = 0; n < c->blocks_used; n++)
-		c->blocks[n].insns = NULL;
-	c->insns_used = 0;
+	if (at + BLOCK_INSNS > c->ring)
+		c->insns_used += c->ring - at;
+	if (c->insns_used > UINT32_MAX - c->ring) {
+		for (uint32_t n = 0; n < c->blocks_used; n++)
+			c->blocks[n].insns = 0;
+		c->insns_used = 1;
+	}
+	return &c->insns[c->insns_used & (c->ring - 1)];
 }
 
 void blocks_disagree(struct engine *e, const struct block *b)
@@ -330,14 +335,17 @@ void blocks_disagree(struct engine *e, const struct block *b)
 const struct insn *blocks_decode_again(struct engine *e, struct block *b)
 {
 	struct block_cache *c = e->blocks;
+	struct insn *insns;
 	unsigned bytes;
 
-	reserve(e, BLOCK_INSNS);
-	if (decode_run(e, b->key & 3, b->key >> 2, b->count, &c->insns[c->insns_used], &bytes) != b->count || bytes != b->bytes)
+	if (b == &c->single)
+		return &c->single_insn;
+	insns = reserve(c);
+	if (decode_run(e, b->key & 3, b->key >> 2, b->count, insns, &bytes) != b->count || bytes != b->bytes)
 		blocks_disagree(e, b);
-	b->insns = &c->insns[c->insns_used];
+	b->insns = c->insns_used;
 	c->insns_used += b->count;
-	return b->insns;
+	return insns;
 }
 
 static void link_block(struct block_cache *c, struct block *b)
@@ -387,7 +395,7 @@ static void make_room(struct engine *e)
 		compact(e);
 	if (c->blocks_used > BLOCKS_MAX / 4 * 3 || c->seen_used > SEEN_MAX / 4 * 3 || !e->translator) {
 		engine_invalidate_all(e);
-		c->blocks_used = c->insns_used = c->seen_used = 0;
+		c->blocks_used = c->seen_used = 0;
 	}
 }
 
@@ -400,13 +408,12 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 
 	if (c->blocks_used == BLOCKS_MAX || c->seen_used + BLOCK_INSNS > SEEN_MAX)
 		make_room(e);
-	reserve(e, BLOCK_INSNS);
 	mark_code(e, page);
 	b = &c->blocks[c->blocks_used];
-	count = decode_run(e, e->mode, offset, BLOCK_INSNS, &c->insns[c->insns_used], &bytes);
+	count = decode_run(e, e->mode, offset, BLOCK_INSNS, reserve(c), &bytes);
 	if (count == 0)
 		return NULL;
-	b->insns = &c->insns[c->insns_used];
+	b->insns = c->insns_used;
 	b->seen = c->seen_used;
 	if (e->translator)
 		memset(&e->translator->seen[b->seen], 0, count * sizeof(*e->translator->seen));

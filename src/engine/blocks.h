@@ -6,7 +6,7 @@
 
 struct block {
 	uint64_t key;	       /* offset in the memfd << 2 | mode; BLOCK_DEAD once dropped */
-	const struct insn *insns; /* blocks_insns() */
+	uint32_t insns;	       /* where they were decoded to, counted from the beginning of time; 0: they are not there. blocks_insns() */
 	uint32_t next_in_hash; /* index + 1, 0 ends */
 	uint32_t next_in_page;
 	uint32_t seen;	       /* index of what the translator has seen of the first instruction's operand */
@@ -21,6 +21,10 @@ struct block {
 #define BLOCK_HEAT_WARM 0xfffe /* it was in a region, which is gone */
 #define BLOCK_HOT_WANTED 0x80
 #define BLOCK_DEAD ~0ull
+
+/* How many of the instructions decoded last are there: when all are interpreted, and when there is a translator. Powers of 2. */
+#define INSN_RING_MAX (1u << 18)
+#define INSN_RING_FEW (1u << 16)
 
 #define JUMP_BITS 12
 struct jump_entry {
@@ -53,7 +57,8 @@ struct block_cache {
 	struct crossing crossings[CROSSING_COUNT];
 	struct jump_entry jump[1 << JUMP_BITS];
 	struct block *blocks;
-	struct insn *insns;
+	struct insn *insns; /* a ring of so many: */
+	uint32_t ring;
 	uint32_t *hash;
 	struct block_page *pages;
 	uint64_t page_count;
@@ -94,10 +99,15 @@ const struct insn *blocks_insn(struct engine *e, uint64_t offset, uint32_t *at, 
  */
 void blocks_disagree(struct engine *e, const struct block *b) __attribute__((noreturn));
 const struct insn *blocks_decode_again(struct engine *e, struct block *b);
+static inline bool blocks_has_insns(const struct block_cache *c, const struct block *b)
+{
+	/* What has been decoded in vain may have overwritten the next ones. */
+	return b->insns && c->insns_used - b->insns <= c->ring - BLOCK_INSNS;
+}
 /* The block's instructions; those of others may be gone or have moved. Between blocks, in the main loop. */
 static inline const struct insn *blocks_insns(struct engine *e, struct block *b)
 {
-	return engine_likely(b->insns) ? b->insns : blocks_decode_again(e, b);
+	return engine_likely(blocks_has_insns(e->blocks, b)) ? &e->blocks->insns[b->insns & (e->blocks->ring - 1)] : blocks_decode_again(e, b);
 }
 /* From now on writes to the bytes of the instruction drop its code. False: they have changed already. */
 bool blocks_watch_crossing(struct engine *e, struct crossing *x);

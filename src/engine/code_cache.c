@@ -101,6 +101,7 @@ int translator_create(struct engine *e)
 	error = take_code(t);
 	if (error)
 		return error;
+	e->blocks->ring = INSN_RING_FEW;
 	t->heat = HEAT;
 	if (getrandom(&t->secret, sizeof(t->secret), 0) != sizeof(t->secret))
 		return -EIO;
