@@ -31,6 +31,7 @@ struct bench_config {
 	const char *guests;  /* the folder with nano.elf and micro; NULL: beside the program */
 	const char *root;    /* the root image of bench/make-root for compile, fio and iperf3; NULL: the one in the cache */
 	unsigned rounds;     /* launches of each column and part; 0: by pace */
+	unsigned busy_io;    /* reads of a disk each second that a program in each Linux guest makes beside the work; 0: none */
 	unsigned limit;	     /* seconds that a launch may take; 0: by pace */
 	const char *json;    /* files to write, or NULL */
 	const char *html;

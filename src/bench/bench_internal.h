@@ -262,6 +262,8 @@ double bench_output_clock(const struct bench_output *out, double tsc_hz);
 struct bench_paths {
 	char self[512], qemu[512], nano[512], nano_native[512], micro[512], kernel[512], root[512];
 	char root_initrd[512], initrd[64], stats[64];
+	char disk[64];	  /* micro as a disk, if Linux guests do I/O beside the work */
+	unsigned busy_io; /* so many reads each second; 0: they don't */
 	char dir[40]; /* our temporary folder */
 };
 /* Fills the columns of the result: those that work here, and the others with the reason. */
@@ -270,8 +272,9 @@ void bench_columns_detect(struct bench_result *result, const struct bench_paths 
 int bench_column_command(const struct bench_column *column, enum bench_part part, const struct bench_paths *paths,
 	const char *words, const char **argv, char *text, size_t size);
 
-/* initrd.c: writes an initramfs with binary as /init. 0 or -errno. */
+/* initrd.c: writes an initramfs with binary as /init; binary as a disk, which has whole sectors. 0 or -errno. */
 int bench_initrd_write(const char *path, const char *binary);
+int bench_disk_write(const char *path, const char *binary);
 
 /* host.c */
 void bench_host_describe(struct bench_host *host);

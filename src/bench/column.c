@@ -191,15 +191,30 @@ static void add_joined(struct builder *b, const char *first, const char *second)
 	b->at += length;
 }
 
-/* What stands before the words for the guest on a kernel's command line. */
-static const char *command_line(enum bench_part part)
+/* The guest has the root image: for a whole task, or since something is to do I/O beside the work. */
+static bool has_root(enum bench_part part, const struct bench_paths *paths)
 {
-	switch (part) {
-	case BENCH_PART_LINUX:
-	case BENCH_PART_LINUX_SMP: return "console=ttyS0 quiet panic=-1 -- ";
-	case BENCH_PART_ROOT: return "console=ttyS0 quiet panic=-1 root=/dev/vda ro init=/bench-init -- ";
-	default: return "";
-	}
+	return part == BENCH_PART_ROOT || (paths->busy_io && !bench_part_bare(part));
+}
+
+/* micro comes on a disk of its own then. */
+static bool has_disk(enum bench_part part, const struct bench_paths *paths)
+{
+	return part != BENCH_PART_ROOT && has_root(part, paths);
+}
+
+/* The kernel's command line: its own words, and those for the guest. */
+static void add_command_line(struct builder *b, enum bench_part part, const struct bench_paths *paths, const char *words)
+{
+	char before[160] = "";
+
+	if (!bench_part_bare(part))
+		snprintf(before, sizeof(before), "console=ttyS0 quiet panic=-1%s -- ",
+			has_root(part, paths) ? " root=/dev/vda ro init=/bench-init" : "");
+	if (paths->busy_io && !bench_part_bare(part))
+		snprintf(before + strlen(before), sizeof(before) - strlen(before), "beside=%u %s", paths->busy_io,
+			has_disk(part, paths) ? "run=/dev/vdb " : "");
+	add_joined(b, before, words);
 }
 
 static void native_command(
@@ -221,7 +236,7 @@ static void vmm_command(struct builder *b, const struct bench_column *column, en
 	for (unsigned i = 0; i < 4 && column->options[i][0]; i++)
 		add(b, column->options[i]);
 	add(b, "--memory");
-	add(b, part == BENCH_PART_ROOT ? "1G" : "512M");
+	add(b, has_root(part, paths) ? "1G" : "512M");
 	if (part == BENCH_PART_SMP || part == BENCH_PART_LINUX_SMP) {
 		add(b, "--cpus");
 		add(b, "2");
@@ -236,14 +251,18 @@ static void vmm_command(struct builder *b, const struct bench_column *column, en
 				       : "/nonexistent/nano.elf");
 	if (!bench_part_bare(part)) {
 		add(b, "--initrd");
-		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
+		add(b, has_root(part, paths) ? paths->root_initrd : paths->initrd);
 	}
-	if (part == BENCH_PART_ROOT) {
+	if (has_root(part, paths)) {
 		add(b, "--disk");
 		add_joined(b, paths->root, ",ro");
 	}
+	if (has_disk(part, paths)) {
+		add(b, "--disk");
+		add_joined(b, paths->disk, ",ro");
+	}
 	add(b, "--append");
-	add_joined(b, command_line(part), words);
+	add_command_line(b, part, paths, words);
 }
 
 static void qemu_command(struct builder *b, const struct bench_column *column, enum bench_part part,
@@ -258,7 +277,7 @@ static void qemu_command(struct builder *b, const struct bench_column *column, e
 	add(b, "-cpu");
 	add(b, column->options[1]);
 	add(b, "-m");
-	add(b, part == BENCH_PART_ROOT ? "1024" : "512");
+	add(b, has_root(part, paths) ? "1024" : "512");
 	if (part == BENCH_PART_SMP || part == BENCH_PART_LINUX_SMP) {
 		add(b, "-smp");
 		add(b, "2");
@@ -269,14 +288,18 @@ static void qemu_command(struct builder *b, const struct bench_column *column, e
 	add(b, bench_part_bare(part) ? paths->nano : paths->kernel);
 	if (!bench_part_bare(part)) {
 		add(b, "-initrd");
-		add(b, part == BENCH_PART_ROOT ? paths->root_initrd : paths->initrd);
+		add(b, has_root(part, paths) ? paths->root_initrd : paths->initrd);
 	}
-	if (part == BENCH_PART_ROOT) {
+	if (has_root(part, paths)) {
 		add(b, "-drive");
 		add_joined(b, "format=raw,if=virtio,readonly=on,file.locking=off,file=", paths->root);
 	}
+	if (has_disk(part, paths)) {
+		add(b, "-drive");
+		add_joined(b, "format=raw,if=virtio,readonly=on,file=", paths->disk);
+	}
 	add(b, "-append");
-	add_joined(b, command_line(part), words);
+	add_command_line(b, part, paths, words);
 }
 
 int bench_column_command(const struct bench_column *column, enum bench_part part,

@@ -58,6 +58,31 @@ static int read_all(const char *path, void **data, size_t *size)
 	return 0;
 }
 
+int bench_disk_write(const char *path, const char *binary)
+{
+	void *data = NULL;
+	size_t size = 0;
+	FILE *file;
+	int rc = read_all(binary, &data, &size);
+
+	if (rc)
+		return rc;
+	file = fopen(path, "we");
+	if (!file) {
+		rc = -errno;
+		free(data);
+		return rc;
+	}
+	fwrite(data, 1, size, file);
+	for (; size % 512; size++)
+		fputc(0, file);
+	free(data);
+	rc = ferror(file) ? -EIO : 0;
+	if (fclose(file) && !rc)
+		rc = -EIO;
+	return rc;
+}
+
 int bench_initrd_write(const char *path, const char *binary)
 {
 	static const char *const folders[] = {"dev", "proc", "sys", "tmp", "root"};

@@ -131,6 +131,23 @@ static void kernel_find(const struct bench_config *config, struct bench_paths *p
 			paths->root);
 }
 
+/* What Linux guests need to read a disk beside the work: the root image, which has fio, and micro on a disk. */
+static int make_busy(const struct bench_config *config, struct bench_paths *paths, struct error *err)
+{
+	int rc;
+
+	if (!paths->root[0])
+		return error_set(err, -ENOENT, "--busy-io needs the root image, which has fio: run bench/make-root.");
+	if (paths->micro[0]) {
+		snprintf(paths->disk, sizeof(paths->disk), "%s/disk", paths->dir);
+		rc = bench_disk_write(paths->disk, paths->micro);
+		if (rc)
+			return error_set(err, rc, "%.60s cannot be written: %s.", paths->disk, strerror(-rc));
+	}
+	paths->busy_io = config->busy_io;
+	return 0;
+}
+
 int bench_paths_find(const struct bench_config *config, struct bench_paths *paths, struct error *err)
 {
 	ssize_t n = readlink("/proc/self/exe", paths->self, sizeof(paths->self) - 1);
@@ -161,7 +178,7 @@ int bench_paths_find(const struct bench_config *config, struct bench_paths *path
 			return error_set(err, rc, "The initial RAM disk with %.200s cannot be written: %s.",
 				paths->micro, strerror(-rc));
 	}
-	return 0;
+	return config->busy_io ? make_busy(config, paths, err) : 0;
 }
 
 void bench_paths_drop(const struct bench_paths *paths)
@@ -170,6 +187,8 @@ void bench_paths_drop(const struct bench_paths *paths)
 		return;
 	unlink(paths->stats);
 	unlink(paths->initrd);
+	if (paths->disk[0])
+		unlink(paths->disk);
 	rmdir(paths->dir);
 }
 

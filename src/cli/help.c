@@ -87,6 +87,7 @@ static const char bench[] =
 	"  --root FILE                the root image that bench/make-root has made, for --full\n"
 	"  --guests FOLDER            where nano.elf, nano and micro are (beside the program)\n"
 	"  --rounds N                 launches of each column (5; with --quick at most 3, with --full 7)\n"
+	"  --busy-io N                beside the work each Linux guest reads 4 KiB from a disk N times a second, by fio\n"
 	"  --limit SECONDS            how long a launch may take (300; with --quick 45, with --full 1800)\n"
 	"\n"
 	"compare says what changed from one result to another and whether it is above the noise of both.\n"

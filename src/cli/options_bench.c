@@ -57,6 +57,8 @@ static int value_apply(const char *name, const char *value, struct bench_config 
 		return groups_parse(value, config, err);
 	if (!strcmp(name, "rounds"))
 		return count_parse(name, value, 50, &config->rounds, err);
+	if (!strcmp(name, "busy-io"))
+		return count_parse(name, value, 1000000, &config->busy_io, err);
 	if (!strcmp(name, "limit"))
 		return count_parse(name, value, 86400, &config->limit, err);
 	for (unsigned i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
