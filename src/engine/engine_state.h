@@ -150,6 +150,7 @@ struct engine {
 	bool fault_has_error;
 	uint32_t fault_error;
 	uint64_t fault_address;    /* #PF */
+	uint64_t page_fault_rip;   /* of the last one that was delivered */
 	struct {
 		uint8_t vector, cpl;
 		bool has_error;

@@ -226,6 +226,8 @@ static bool deliver(struct engine *e, uint8_t vector, enum delivery how, bool ha
 		count_exception(e, vector);
 		note_first_fault(e, vector, has_error, error);
 	}
+	if (e->deliver_vector == EXC_PF)
+		e->page_fault_rip = e->cpu->gpr[GPR_RIP];
 	e->delivering = true;
 	exception_deliver(e, e->deliver_vector, e->deliver_how, e->deliver_has_error, e->deliver_error);
 	e->delivering = false;

@@ -8,6 +8,9 @@
  *   RIP is not canonical             another selector, descriptor, or the table's limit
  *   to CPL 3: ES, DS, FS or GS would have to be made null
  *
+ * Behind a page fault it goes there, too: the instruction that has faulted would fault again in translated code, whose memory does not have the
+ * page yet, by a signal and a fill, which are dearer than an exit.
+ *
  * All of the frame and of the descriptors is read before anything changes. The status flags are dead here: IRET writes them all.
  *
  * RF of the frame counts for whoever interrupts before the next instruction: it is in RFLAGS while events are looked at. Behind that
@@ -255,6 +258,8 @@ static void check_frame(struct iret *r)
 	test_imm(m, S1, FLAG_NT | FLAG_AC);
 	fail_if(r, CC_NE);
 	load_word(r, S1, 0);
+	emit_op_mem(m, 0x3b, S1, mem_abs(&x->e->page_fault_rip));
+	fail_if(r, CC_E);
 	emit_move(m, S2, S1);
 	emit_bytes(m, "\x49\xc1\xe3\x10\x49\xc1\xfb\x10", 8); /* shl $16, %r11; sar $16, %r11 */
 	emit_op_reg(m, 0x3b, S1, S2);
