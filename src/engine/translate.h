@@ -135,7 +135,7 @@ struct hot {
 	uint64_t wide_base[2], wide_delta[2]; /* of FS, GS: the base; slot 0's delta or poison */
 	uint64_t poison;
 	uint64_t mask_carry; /* bit 32 */
-	uint64_t iret_frame[5], iret_flags; /* translate_iret.c */
+	uint64_t iret_frame[5]; /* translate_iret.c */
 	uint64_t bit_mask[2]; /* of a bit's number in 32 and 64 bits */
 	uint64_t leave_now;  /* where the fixed code leaves for the code that runs */
 	uint64_t fp_gate;   /* an address that can be read if fp_loaded, else one that can't */
@@ -743,8 +743,6 @@ void tx_restore_flags(struct tx *x, const struct tx_insn *i);
 void tx_store_virtual(struct tx *x, uint32_t also);
 /* The host's status flags = those in S1, which it destroys. */
 void tx_load_status(struct tx *x);
-/* An interrupt may have been held back: as tx_poll(), for what waits inside of the engine. Destroys S1. */
-void tx_poll_attention(struct tx *x, int offset, enum map_kind kind);
 /* All of a segment register. May destroy S2. */
 void tx_store_segment(struct tx *x, unsigned seg, const struct cpu_segment *s);
 /* CS and SS are those of the privilege: RSP, which is in S1, and the segment bases follow into its view, C is told when it comes by. No flags. */

@@ -4,17 +4,17 @@
  * leads. What their descriptors were then is part of the code; those that the guest has now are read each time, as by the interpreter, and
  * must be the same. It also goes there if anything else is not as usual:
  *
- *   NT, or an NMI is blocked         RFLAGS differ in more than status flags, IF and RF, or have AC
+ *   NT, an NMI is blocked            RFLAGS differ in more than status flags, IF and RF, or have AC
  *   RIP is not canonical             another selector, descriptor, or the table's limit
  *   to CPL 3: ES, DS, FS or GS would have to be made null
+ *   an event, or an interrupt that may have been held back: a poll that finds one costs a signal, and behind an interrupt C has always to look
  *
  * Behind a page fault it goes there, too: the instruction that has faulted would fault again in translated code, whose memory does not have the
  * page yet, by a signal and a fill, which are dearer than an exit.
  *
  * All of the frame and of the descriptors is read before anything changes. The status flags are dead here: IRET writes them all.
  *
- * RF of the frame counts for whoever interrupts before the next instruction: it is in RFLAGS while events are looked at. Behind that
- * nobody could tell, since no breakpoint is armed.
+ * RF of the frame counts for whoever interrupts before the next instruction. Nobody does, and no breakpoint is armed, so it is left out.
  */
 #include <assert.h>
 
@@ -178,25 +178,16 @@ static void go_back(struct iret *r, unsigned view)
 
 	tx_count(x, &x->e->stats->emul_iret);
 	load_word(r, S1, 2);
-	tx_store_virtual(x, (uint32_t)FLAG_RF);
-	emit_bytes(m, "\x49\x81\xe3", 3); /* and $~RF, %r11 */
-	emit32(m, ~(uint32_t)FLAG_RF);
-	emit_store(m, S2, mem_abs(&h->iret_flags));
+	/* In lock step the interpreter's state has RF, too. */
+	tx_store_virtual(x, x->e->lockstep ? (uint32_t)FLAG_RF : 0);
 	load_word(r, S1, 3);
 	tx_enter_view(x, view);
 	load_word(r, S1, 0);
 	emit_store(m, S1, mem_abs(&h->target));
 	load_word(r, S1, 2);
 	tx_load_status(x);
-	tx_poll_attention(x, 0, MAP_TARGET);
-	/* In lock step the interpreter's state has it, too. */
-	if (!x->e->lockstep) {
-		emit_load(m, S1, mem_abs(&h->iret_flags));
-		emit_store(m, S1, mem_abs(&x->e->cpu->rflags));
-	}
 	tx_jump_stored(x, r->i->offset, 0, false);
 	x->view = SHADOW_SUPERVISOR;
-	tx_map(x, r->i->offset, MAP_INSN);
 }
 
 static void to_program(struct iret *r, const struct way *w)
@@ -240,23 +231,40 @@ static void to_kernel(struct iret *r, const struct way *w)
 	go_back(r, w->view);
 }
 
+/* Its low byte. */
+static void fail_unless_zero(struct iret *r, const void *at)
+{
+	struct emit *m = &r->x->m;
+
+	emit8(m, 0x80); /* cmpb $0, … */
+	emit_modrm_mem(m, 7, mem_abs(at));
+	emit8(m, 0);
+	fail_if(r, CC_NE);
+}
+
 static void check_frame(struct iret *r)
 {
 	struct tx *x = r->x;
 	struct emit *m = &x->m;
+	uint8_t *masked;
 
 	for (unsigned n = 0; n < 5; n++) {
 		emit_load(m, S1, mem_base(RSP, (int)n * 8));
 		emit_store(m, S1, mem_abs(frame_word(r, n)));
 	}
-	emit8(m, 0x80); /* cmpb $0, nmi_blocked */
-	emit_modrm_mem(m, 7, mem_abs(&x->e->cpu->nmi_blocked));
+	fail_unless_zero(r, &x->e->cpu->nmi_blocked);
+	emit8(m, 0x83); /* cmpl $0, events */
+	emit_modrm_mem(m, 7, mem_abs(&x->e->block->events));
 	emit8(m, 0);
 	fail_if(r, CC_NE);
 	load_word(r, S1, 2);
 	tx_check_flags(x, r->i);
 	test_imm(m, S1, FLAG_NT | FLAG_AC);
 	fail_if(r, CC_NE);
+	test_imm(m, S1, FLAG_IF);
+	masked = emit_jcc(m, CC_E);
+	fail_unless_zero(r, &x->e->attention);
+	emit_patch(masked, m->p);
 	load_word(r, S1, 0);
 	emit_op_mem(m, 0x3b, S1, mem_abs(&x->e->page_fault_rip));
 	fail_if(r, CC_E);

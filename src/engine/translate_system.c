@@ -48,7 +48,8 @@ static void store_byte(struct tx *x, const void *address, unsigned value)
 	emit8(&x->m, value);
 }
 
-void tx_poll_attention(struct tx *x, int offset, enum map_kind kind)
+/* An interrupt may have been held back: as tx_poll(), for what waits inside of the engine. */
+static void poll_attention(struct tx *x, int offset, enum map_kind kind)
 {
 	tx_clobber(x, SCRATCH(S1));
 	tx_map(x, offset, kind);
@@ -83,7 +84,7 @@ static bool sti(struct tx *x, const struct tx_insn *i)
 	emit_lea(&x->m, S1, mem_base(S1, FLAG_IF));
 	emit_store(&x->m, S1, rflags(x));
 	store_byte(x, &x->e->cpu->shadow_sti, 1);
-	tx_poll_attention(x, i->next, MAP_POLL);
+	poll_attention(x, i->next, MAP_POLL);
 	store_byte(x, &x->e->cpu->shadow_sti, 0);
 	return true;
 }
@@ -141,7 +142,7 @@ void tx_restore_flags(struct tx *x, const struct tx_insn *i)
 {
 	tx_store_virtual(x, 0);
 	tx_load_status(x);
-	tx_poll_attention(x, i->next, MAP_POLL);
+	poll_attention(x, i->next, MAP_POLL);
 }
 
 static bool pushf(struct tx *x, const struct tx_insn *i)
@@ -304,7 +305,7 @@ static bool return_from_system(struct tx *x, const struct tx_insn *i)
 	emit_store(&x->m, RCX, mem_abs(&x->t->hot.target));
 	emit_load(&x->m, S1, mem_abs(&c->gpr[GPR_R11]));
 	tx_load_status(x);
-	tx_poll_attention(x, 0, MAP_TARGET);
+	poll_attention(x, 0, MAP_TARGET);
 	emit_move(&x->m, S1, RCX);
 	tx_jump(x, i->offset, 0, false);
 	x->view = SHADOW_SUPERVISOR;
