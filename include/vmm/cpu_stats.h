@@ -60,6 +60,7 @@
 	X(shadow_attach_misses, "shadow: slots begun empty") \
 	X(answered_reads, "reads of device registers answered without an exit") \
 	X(blocks_translated, "translator: blocks translated") \
+	X(watches, "translator: looks at what runs where code seems hot") \
 	X(regions_translated, "translator: hot blocks translated again, with what follows them") \
 	X(code_resets, "translator: times that all code was forgotten") \
 	X(code_parts, "translator: times that the oldest part of the code was forgotten") \

@@ -71,6 +71,7 @@ struct vcpu_exit {
 #define VCPU_EVENT_INVALIDATE (1u << 6) /* invalidate ring has entries: RAM was written under decoded code */
 #define VCPU_EVENT_LAYOUT (1u << 8)	/* `ram` is another than before */
 #define VCPU_EVENT_TIMER (1u << 7)	/* set inside the vcpu process by its timer signal */
+#define VCPU_EVENT_SAMPLE (1u << 9)	/* likewise: translated code is hot */
 
 /*
  * A posted write: needs no answer, delivered in order before any other exit of this vcpu, and soon: the engine wakes

@@ -425,6 +425,7 @@ static struct block *decode_block(struct engine *e, uint64_t offset)
 	b->tb[0] = b->tb[1] = 0;
 	b->heat = 0;
 	b->hot = 0;
+	b->warm = false;
 	b->count = (uint8_t)count;
 	b->bytes = (uint16_t)bytes;
 	link_block(c, b);

@@ -11,15 +11,14 @@ struct block {
 	uint32_t next_in_page;
 	uint32_t seen;	       /* index of what the translator has seen of the first instruction's operand */
 	uint32_t tb[2];	       /* translated, by enum shadow_view: index + 1 */
-	uint16_t heat;	       /* how often it was interpreted, saturating; BLOCK_HEAT_WARM; BLOCK_HEAT_NEVER: begins with what is not translated */
+	uint16_t heat;	       /* how often it was interpreted, saturating; BLOCK_HEAT_NEVER: begins with what is not translated */
 	uint16_t bytes;
 	uint8_t count;	       /* instructions */
-	uint8_t hot;	       /* how often it was translated together with what follows it; BLOCK_HOT_WANTED */
+	uint8_t hot;	       /* how often it was translated together with what follows it */
+	bool warm;	       /* it has run often when a block of its page was hot */
 };
 #define BLOCK_INSNS 32u /* at most */
 #define BLOCK_HEAT_NEVER 0xffff
-#define BLOCK_HEAT_WARM 0xfffe /* it was in a region, which is gone */
-#define BLOCK_HOT_WANTED 0x80
 #define BLOCK_DEAD ~0ull
 
 /* How many of the instructions decoded last are there: when all are interpreted, and when there is a translator. Powers of 2. */

@@ -106,7 +106,6 @@ int translator_create(struct engine *e)
 	if (getrandom(&t->secret, sizeof(t->secret), 0) != sizeof(t->secret))
 		return -EIO;
 	t->huge_stubs = STUBS_AT;
-	t->hot_after = HOT;
 	t->hot.far_turn = FAR_TURNS;
 	t->soft_after = SOFT_FAULTS;
 	t->watch = WATCH;

@@ -46,7 +46,6 @@ static void drop_entries(struct engine *e, uint32_t region)
 			continue;
 		if (b->tb[t->tbs[n].view] == n + 1)
 			b->tb[t->tbs[n].view] = 0;
-		b->heat = BLOCK_HEAT_WARM;
 		translator_drop_code(e, n);
 	}
 }
@@ -122,6 +121,9 @@ static void forget_blocks(struct engine *e, uint32_t begin, uint32_t end)
 
 		for (uint32_t s = tb->incoming; s; s = t->sites[s - 1].next)
 			site_unchain(t, s - 1);
+		/* Whether it is still hot will be seen. */
+		if (!tb->dead && tb->region)
+			c->blocks[index].hot = 0;
 		if (!tb->dead)
 			(index & TB_CROSSING ? c->crossings[index & ~TB_CROSSING].tb : c->blocks[index].tb)[tb->view] = 0;
 	}

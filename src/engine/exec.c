@@ -298,6 +298,8 @@ static bool take_events(struct engine *e)
 	}
 	if (events & VCPU_EVENT_INVALIDATE)
 		take_invalidations(e);
+	if (events & VCPU_EVENT_SAMPLE)
+		translator_watch(e);
 	if (events & VCPU_EVENT_INIT)
 		take_init(e);
 	if (events & VCPU_EVENT_SIPI)

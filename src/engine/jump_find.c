@@ -11,7 +11,7 @@
 static uint32_t find_code(struct engine *e, unsigned view, uint64_t page, unsigned offset, struct block **b)
 {
 	*b = blocks_cached(e, (page << 12 | offset) << 2 | (e->translator->code32 ? MODE_32 : MODE_64));
-	return *b && !((*b)->hot & BLOCK_HOT_WANTED) ? (*b)->tb[view] : 0;
+	return *b ? (*b)->tb[view] : 0;
 }
 
 static uint32_t find_chain(struct engine *e, unsigned view, uint32_t site)

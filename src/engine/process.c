@@ -31,6 +31,9 @@
 #include "translate.h"
 
 #define TIMER_SIGNAL SIGRTMIN
+#define SAMPLE_SIGNAL (SIGRTMIN + 1)
+/* Of this thread's processor time. The kernel looks at it at its own ticks, so it comes every 4 ms, as a rule, and costs a signal only. */
+#define SAMPLE_NS 2000000
 #define ALT_STACK_SIZE 65536
 /* Some 40 µs: an answer usually comes sooner than a futex could wake us. */
 #define REPLY_SPIN 2000
@@ -47,6 +50,7 @@ struct vcpu_process {
 	struct engine *engine;
 	timer_t timer;
 	volatile uint64_t armed_ns; /* of the POSIX timer; 0 none; cleared by its handler */
+	timer_t sampler;
 	unsigned spin;
 };
 
@@ -246,6 +250,14 @@ static void on_timer(int sig, siginfo_t *info, void *ucontext)
 	errno = saved;
 }
 
+static void on_sample(int sig, siginfo_t *info, void *ucontext)
+{
+	struct vcpu_process *p = info->si_value.sival_ptr;
+	const ucontext_t *uc = ucontext;
+
+	translator_sample(p->engine, (uint64_t)uc->uc_mcontext.gregs[REG_RIP]);
+}
+
 /* --- faults of our own --- */
 
 static const char *fault_name(int sig)
@@ -304,6 +316,9 @@ static int setup_signals(struct vcpu_process *p, char *stack)
 	action.sa_sigaction = on_timer;
 	if (sigaction(TIMER_SIGNAL, &action, NULL))
 		return -errno;
+	action.sa_sigaction = on_sample;
+	if (sigaction(SAMPLE_SIGNAL, &action, NULL))
+		return -errno;
 	action.sa_sigaction = on_fault;
 	for (unsigned i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
 		if (sigaction(faults[i], &action, NULL))
@@ -311,12 +326,25 @@ static int setup_signals(struct vcpu_process *p, char *stack)
 	/* The terminal's signals are the VMM's business; the mask that we were started with is anybody's. */
 	sigfillset(&mask);
 	sigdelset(&mask, TIMER_SIGNAL);
+	sigdelset(&mask, SAMPLE_SIGNAL);
 	for (unsigned i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
 		sigdelset(&mask, faults[i]);
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 	event.sigev_value.sival_ptr = p;
 	event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
 	return timer_create(CLOCK_MONOTONIC, &event, &p->timer) ? -errno : 0;
+}
+
+/* Lets the translator know from time to time what runs. */
+static int start_samples(struct vcpu_process *p)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SAMPLE_SIGNAL, .sigev_value.sival_ptr = p };
+	struct itimerspec when = { .it_interval.tv_nsec = SAMPLE_NS, .it_value.tv_nsec = SAMPLE_NS };
+
+	if (!p->engine->translator || p->engine->lockstep)
+		return 0;
+	event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+	return timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &p->sampler) || timer_settime(p->sampler, 0, &when, NULL) ? -errno : 0;
 }
 
 static void *map_fd(int fd, uint64_t size, int flags)
@@ -406,6 +434,8 @@ int engine_main(int argc, char **argv)
 	if (p->block->engine == VCPU_ENGINE_TRANSLATE && !p->engine->translator)
 		fprintf(stderr, "vmm: The translator needs a processor with BMI2 and 72 TiB of free address space; interpreting instead.\n");
 	rc = setup_signals(p, alt_stack);
+	if (!rc)
+		rc = start_samples(p);
 	if (rc)
 		return setup_failed("signals and timer", rc);
 	rc = sandbox_enter();

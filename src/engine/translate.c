@@ -320,14 +320,15 @@ void tx_emit_block(struct tx *x)
 	}
 }
 
-/* Counts the entries of a block that is not hot yet, where its flags are dead. */
+/* For tests: counts the entries of a block that is not hot yet, where its flags are dead. */
 static void emit_heat(struct tx *x, const struct tb *tb)
 {
 	int32_t *heat = &x->t->heats[x->tb];
 	const struct tx_block *head = &x->pool->block[0];
 
-	*heat = x->region ? (int32_t)x->t->hot_after : HEAT_UNKNOWN;
-	if (x->region || x->e->lockstep || (tb->block & TB_CROSSING) || head->insn[0].flags_live)
+	if (x->region)
+		*heat = x->t->hot_after ? (int32_t)x->t->hot_after : STRANGE;
+	if (!x->t->hot_after || x->region || x->e->lockstep || (tb->block & TB_CROSSING) || head->insn[0].flags_live)
 		return;
 	*heat = (int32_t)x->t->hot_after;
 	tx_map(x, head->offset, MAP_POLL);
@@ -357,8 +358,8 @@ static uint32_t end_tb(struct translator *t)
 }
 
 /*
- * Blocks of a region that has a version of them which asks for nothing: from now on their code is a jump there. So they are not
- * counted any more, and need no region of their own, which would be much the same.
+ * Blocks of a region that has a version of them which asks for nothing: from now on their code is a jump there. So they need no region of
+ * their own, which would be much the same.
  */
 static void emit_entries(struct tx *x, uint32_t region)
 {
@@ -374,7 +375,6 @@ static void emit_entries(struct tx *x, uint32_t region)
 		if (b->hot || (b->tb[x->view] > region && b->tb[x->view] <= now->tb) || !region_is_entry(x, v)) /* one of these entries */
 			continue;
 		begin_tb(t, (uint32_t)(b - e->blocks->blocks), x->view, x->mode32)->entry = true;
-		t->heats[now->tb] = HEAT_UNKNOWN;
 		emit_patch(emit_jmp(&m), v->code);
 		_Static_assert(TB_SIZE_MIN <= 5, "a jump is enough");
 		now->code = (uint32_t)(m.p - t->write);
@@ -423,21 +423,14 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	x.start = t->write + now->code;
 	x.m.p = x.start;
 	tb = begin_tb(t, index, view, mode32);
+	tb->region = hot;
 	if (!tx_decode(&x, &x.pool->block[0], b, bytes, offset))
 		return 0;
 	x.blocks = 1;
 	if (!(index & TB_CROSSING))
 		x.pool->block[0].seen = t->seen + b->seen;
-	if (hot) {
+	if (hot)
 		region_collect(&x, bytes - offset);
-		if (x.calls && t->watched != b->key && region_is_indirect(&x)) {
-			t->watched = b->key;
-			t->watching = t->watch;
-			t->watch_view = view;
-			t->seen_blocks = 0;
-			return TB_LATER;
-		}
-	}
 	region_find_flags(&x);
 	region_find_polls(&x);
 	emit_heat(&x, tb);

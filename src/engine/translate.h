@@ -4,6 +4,7 @@
  *
  *   translate.c       decoded blocks → host code: registers, exits, the fault map
  *   translate_region.c  which blocks are translated together, status flags, in how many versions
+ *   translate_hot.c   which code is hot, so that it becomes a region
  *   translate_facts.c what is known of addresses: which slot a register leads to
  *   translate_mem.c   how an operand's address is formed, checked and reached
  *   translate_soft.c  operands that faults have made dear: by the software TLB
@@ -44,7 +45,7 @@ static inline bool is_scratch(int reg)
 	return reg == S1 || reg == S2;
 }
 
-#define POLL_SIZE (2u << 20)	    /* the page that is read, and what event bits lead to */
+#define POLL_SIZE (8u << 20)	    /* the page that is read, and what event bits lead to */
 #define POLL_LOAD_SIZE 8	    /* bytes of the instruction by which a poll faults */
 #define PROBE_SIZE (4u << 20)  /* the page in the middle can be read: 512 slots of a page each on both sides */
 #define FAR_CALL (16 << 20) /* bytes from which on a direct call may leave the canonical addresses: no code is nearer to their ends */
@@ -64,11 +65,14 @@ static inline bool is_scratch(int reg)
 #define SECONDS 4096u  /* thunks behind others */
 #define HEAT 8
 #define STRING_RUN (1u << 17) /* elements of a repeated string instruction between two looks at events; a power of 2 */
-#define HOT 10000u	    /* entries before a block is translated once more, with what follows it */
-#define WARM_SHARE 16	    /* of these, what others of the region must have had */
-#define HEAT_UNKNOWN INT32_MAX
-#define HOT_TRIES 24	    /* how often that is done */
-#define WATCH 128u	    /* blocks that are interpreted before it, to see where indirect calls lead */
+#define SAMPLES 8192u	    /* blocks, hashed, in which the samples have been */
+#define SAMPLES_HOT 2	    /* of SAMPLES_LATELY, before it is looked at what runs there */
+#define SAMPLES_LATELY 1024u
+#define WATCH 256u	    /* blocks that are interpreted then */
+#define WARM_SHARE 16	    /* of the head's times in there, what others of the region must have had */
+#define HOT_LEAST 4	    /* of the head */
+#define STRANGE 10000	    /* indirect calls that a region's head does not know, before they are looked at */
+#define HOT_TRIES 24	    /* how often a region is made of a block */
 #define DRIFT_MAX (1 << 30) /* bytes that a base register may be stepped while its delta is held */
 #define CODE_MAX 131072u    /* host bytes of one translation at most */
 #define SITES_MAX 1024u	    /* its ways out */
@@ -192,9 +196,10 @@ struct tb {
 	uint32_t site;	     /* its first one, likewise */
 	uint32_t incoming;   /* site index + 1 */
 	uint8_t view;
-	bool mode32;
-	bool dead; /* its first bytes are an exit now; its sites are not patched any more */
-	bool entry; /* a jump into the region that comes before: it goes with that */
+	bool mode32 : 1;
+	bool region : 1;
+	bool dead : 1; /* its first bytes are an exit now; its sites are not patched any more */
+	bool entry : 1; /* a jump into the region that comes before: it goes with that */
 };
 
 /*
@@ -301,7 +306,7 @@ struct translator {
 	uint32_t fixed;				  /* end of it */
 	uint32_t thunks, first;			  /* of the jump cache; and of the blocks' code */
 	unsigned heat; /* interpretations before a block is translated, HEAT; tests set 1 */
-	unsigned hot_after; /* HOT; tests set less */
+	unsigned hot_after; /* 0; tests: entries before a block is watched, instead of samples */
 	unsigned soft_after; /* SOFT_FAULTS; tests set less, or much more */
 	unsigned watch; /* WATCH; tests set less */
 	unsigned part_tbs; /* translations in a part of the code at most, + 1: TB_MAX / PARTS; tests set few */
@@ -333,7 +338,7 @@ struct translator {
 	/* A bit by hashed page, of the lower and the upper half: the jump cache may have targets in it. */
 	uint64_t jump_pages[2][1024];
 	struct tb *tbs;
-	int32_t *heats; /* by translated block: entries that are left until it is hot, or HEAT_UNKNOWN; of a region: indirect calls to strange targets. Apart, since emitted code counts in it: cold code is short of cache */
+	int32_t *heats; /* by translation: of a region indirect calls to strange targets, of a block, if hot_after, entries that are left */
 	struct site *sites;
 	uint8_t *map;
 	/* By decoded instruction: slot + 1 of its operand; 0 unknown, SEEN_MANY. */
@@ -343,11 +348,17 @@ struct translator {
 	uint32_t seconds_used;
 	struct soft_site soft[SOFT_SITES];
 	uint32_t soft_pages[SOFT_PAGES]; /* hashed: what has been missed */
-	/* The blocks that have been interpreted one after the other since the one watched became hot: their keys. */
-	uint64_t watched;
-	unsigned watching; /* how many are left */
-	unsigned watch_view;
-	unsigned seen_blocks;
+	/* translate_hot.c */
+	struct sample {
+		uint64_t block; /* block_id() */
+		uint32_t since; /* the number of the first one */
+		int32_t count;
+	} samples[SAMPLES];   /* hashed */
+	uint32_t sampled;     /* all of them */
+	uint64_t last_sample[2];
+	uint64_t watched;     /* block_id() of the one that is hot */
+	unsigned watching;    /* how many blocks are still to be interpreted and noted */
+	unsigned seen_blocks; /* those that have been */
 	uint64_t seen_block[WATCH];
 	struct indirect_call calls[CALLS]; /* hashed */
 };
@@ -416,15 +427,34 @@ uint64_t translator_find(struct engine *e);
  */
 enum translator_did { DID_NOTHING, DID_RUN, DID_LEAVE_ONE };
 enum translator_did translator_step(struct engine *e, struct block *b);
+/* Interprets the block, noting the slots of its operands. */
+void translator_profile(struct engine *e, struct block *b);
 void translator_emit_fixed(struct engine *e);
 /* From the signal handler. True: it was translated code, and the context has been changed to leave it. */
 bool translator_signal(struct engine *e, int sig, void *siginfo, void *ucontext);
+
+/* --- translate_hot.c --- */
+/* From a signal handler that comes from time to time: where the guest was. VCPU_EVENT_SAMPLE is set if it is there often. pc: of the host. */
+void translator_sample(struct engine *e, uint64_t pc);
+/* The event: the next blocks are noted. */
+void translator_watch(struct engine *e);
+/* One of them. Afterwards a region may be made. */
+enum translator_did hot_watch(struct engine *e, struct block *b, unsigned view);
+/* The block runs often: it is watched from now on. For tests. */
+void hot_count(struct engine *e, uint32_t tb);
+/* Makes a region of the block; its tb index + 1, or that of what was there before. */
+uint32_t hot_translate(struct engine *e, struct block *b, unsigned view);
+/* Whose code is at the offset in the cache: its index, or TB_NONE. */
+uint32_t translator_find_tb(const struct translator *t, uint64_t offset);
+static inline uint64_t block_id(uint64_t key, unsigned view)
+{
+	return key << 1 | view;
+}
 
 /* --- translate.c --- */
 /*
  * Translates a block for the current view; its tb index + 1, or 0 when not possible. hot: with the blocks that follow it in its page.
  */
-#define TB_LATER UINT32_MAX /* not before it has been seen where the indirect calls lead: `watching` has been set */
 uint32_t translate_block(struct engine *e, struct block *b, unsigned view, bool hot);
 /* The same for one instruction that crosses pages. */
 uint32_t translate_crossing(struct engine *e, const struct crossing *c, unsigned view);
@@ -636,8 +666,6 @@ unsigned region_targets(const struct tx *x, unsigned to[TARGETS_INSIDE]);
 bool region_has_calls(const struct tx *x, int next);
 /* The indirect call at the offset in the memfd leads to that of its page. True: that was not known, and there is room. */
 bool region_learn_target(struct translator *t, uint64_t at, int target);
-/* Blocks end with indirect calls. */
-bool region_is_indirect(const struct tx *x);
 
 /* --- translate_facts.c --- */
 void facts_clear(struct tx_facts *f);

@@ -33,22 +33,6 @@ int region_find(const struct tx *x, int offset)
 
 /* --- which blocks --- */
 
-/*
- * It has run, so its operands have been seen, and not much less often than the head: what runs seldom would only make the region's code
- * longer.
- */
-static bool is_warm(const struct tx *x, const struct block *b)
-{
-	const struct translator *t = x->t;
-	unsigned least = t->hot_after / WARM_SHARE;
-	int32_t left;
-
-	if (!b->tb[x->view])
-		return b->heat == BLOCK_HEAT_WARM || (least <= t->heat && b->heat != BLOCK_HEAT_NEVER && b->heat >= t->heat / 2);
-	left = t->heats[b->tb[x->view] - 1];
-	return b->hot || left == HEAT_UNKNOWN || (int32_t)t->hot_after - left >= (int32_t)least;
-}
-
 static void add_block(struct tx *x, const uint8_t *page, int64_t offset, bool calls)
 {
 	struct block *b;
@@ -59,7 +43,7 @@ static void add_block(struct tx *x, const uint8_t *page, int64_t offset, bool ca
 		return;
 	at = (uint64_t)(page - x->e->ram) + (uint64_t)offset;
 	b = blocks_cached(x->e, at << 2 | (x->pool->block[0].b->key & 3));
-	if (!b || !is_warm(x, b) || insns + b->count > (calls ? REGION_INSNS : REGION_LOOP_INSNS))
+	if (!b || !b->warm || insns + b->count > (calls ? REGION_INSNS : REGION_LOOP_INSNS))
 		return;
 	if (!tx_decode(x, &x->pool->block[x->blocks], b, page + offset, (int)offset)) {
 		x->insns = insns;
@@ -124,14 +108,6 @@ static bool is_indirect(const struct tx_block *t)
 	return category_of(t) == ZYDIS_CATEGORY_CALL && last->d.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE && tx_is_plain_branch(last);
 }
 
-bool region_is_indirect(const struct tx *x)
-{
-	for (unsigned n = 0; n < x->blocks; n++)
-		if (is_indirect(&x->pool->block[n]))
-			return true;
-	return false;
-}
-
 static struct indirect_call *find_call_site(struct translator *t, uint64_t at)
 {
 	struct indirect_call *c = &t->calls[at * 0x9e3779b97f4a7c15ull >> 56];
@@ -159,7 +135,7 @@ bool region_learn_target(struct translator *t, uint64_t at, int target)
 static void find_targets(struct tx *x, struct tx_block *t)
 {
 	struct translator *tr = x->t;
-	uint64_t at = (t->b->key >> 14 << 12) + (uint64_t)t->insn[t->count - 1].offset;
+	uint64_t at = (t->b->key >> 14 << 12) + (uint64_t)t->insn[t->count - 1].offset, id = block_id(t->b->key, x->view);
 	const struct indirect_call *call;
 	struct {
 		int offset;
@@ -174,14 +150,14 @@ static void find_targets(struct tx *x, struct tx_block *t)
 		uint64_t to = tr->seen_block[n + 1];
 		unsigned k = 0;
 
-		if (tr->seen_block[n] != t->b->key || (to ^ t->b->key) >> 14 || ((to ^ t->b->key) & 3))
+		if (tr->seen_block[n] != id || (to ^ id) >> 15 || ((to ^ id) & 7))
 			continue;
-		while (k < count && seen[k].offset != (int)(to >> 2 & 4095))
+		while (k < count && seen[k].offset != (int)(to >> 3 & 4095))
 			k++;
 		if (k == 16)
 			continue;
 		if (k == count) {
-			seen[k].offset = (int)(to >> 2 & 4095);
+			seen[k].offset = (int)(to >> 3 & 4095);
 			seen[k].count = 0;
 			count++;
 		}

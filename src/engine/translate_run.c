@@ -327,30 +327,16 @@ static bool find_map(const struct translator *t, uint64_t pc, uint32_t *tb, stru
 {
 	uint64_t offset = pc - (uint64_t)(uintptr_t)t->execute, host;
 	bool stubs = offset >= STUBS_AT;
-	unsigned part = 0;
-	uint32_t low, high;
 	struct map_entry next = {0};
 	const uint8_t *p, *end;
 
-	while (part < PARTS && offset >= (stubs ? translator_part_begin(t, part + 1).stubs : translator_part_begin(t, part + 1).code))
-		part++;
-	if (part == PARTS || offset < t->first || offset >= (stubs ? t->parts[part].stubs : t->parts[part].code))
+	*tb = translator_find_tb(t, offset);
+	if (*tb == TB_NONE)
 		return false;
-	low = translator_part_begin(t, part).tb;
-	high = t->parts[part].tb;
-	while (low < high) {
-		uint32_t middle = (low + high) / 2;
-
-		if ((stubs ? t->tbs[middle].stubs : t->tbs[middle].code) <= offset)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	*tb = low - 1;
 	host = offset - (stubs ? t->tbs[*tb].stubs - MAP_STUBS : t->tbs[*tb].code);
 	*m = next;
 	p = t->map + t->tbs[*tb].map;
-	end = t->map + t->tbs[low].map;
+	end = t->map + t->tbs[*tb + 1].map;
 	for (; p < end; *m = next) {
 		map_next(&p, &next);
 		if (next.host > host)
@@ -475,7 +461,7 @@ static void change_strategy(struct engine *e, uint32_t tb)
 	struct block *b = &e->blocks->blocks[e->translator->tbs[tb].block];
 
 	drop_tb(e, b, tb);
-	if ((b->hot & ~BLOCK_HOT_WANTED) > 1)
+	if (b->hot > 1)
 		b->hot--;
 }
 
@@ -559,7 +545,7 @@ static void learn_target(struct engine *e, const struct site *s)
 	struct translator *t = e->translator;
 	uint64_t at = code_offset(e, s->tb, s->offset);
 
-	t->heats[s->tb] = HEAT_UNKNOWN;
+	t->heats[s->tb] = INT32_MAX;
 	if (at != SOFT_NONE && !t->tbs[s->tb].dead && t->hot.target >> 12 == t->hot.code->base >> 12 &&
 		region_learn_target(t, at, (int)(t->hot.target & 0xfff)))
 		change_strategy(e, s->tb);
@@ -618,8 +604,7 @@ static void leave_code(struct engine *e)
 		break;
 	case SITE_HOT:
 		c->gpr[GPR_RIP] = t->hot.code->base + (uint64_t)(int64_t)s->offset;
-		t->heats[s->tb] = HEAT_UNKNOWN;
-		e->blocks->blocks[t->tbs[s->tb].block].hot |= BLOCK_HOT_WANTED;
+		hot_count(e, s->tb);
 		break;
 	}
 }
@@ -683,8 +668,7 @@ static void note_slot(uint16_t *seen, unsigned now)
 	*seen = (uint16_t)(*seen && *seen != now ? SEEN_MANY : now);
 }
 
-/* Interprets the block, noting the slots of its operands, and translates it. */
-static bool profile(struct engine *e, struct block *b)
+void translator_profile(struct engine *e, struct block *b)
 {
 	struct translator *t = e->translator;
 	struct cpu_state *c = e->cpu;
@@ -708,7 +692,6 @@ static bool profile(struct engine *e, struct block *b)
 	} while (i < end && !e->leave_block);
 	e->retired += (uint64_t)(i - first);
 	e->run_first = NULL;
-	return i == end;
 }
 
 /* The same as translator_step() for an instruction that crosses pages. */
@@ -725,7 +708,7 @@ static enum translator_did step_crossing(
 		x->heat = 0;
 		if (!blocks_watch_crossing(e, x))
 			return DID_NOTHING;
-		profile(e, b);
+		translator_profile(e, b);
 		/* Once more: it may have changed itself. */
 		if (blocks_watch_crossing(e, x))
 			x->tb[view] = translate_crossing(e, x, view);
@@ -734,49 +717,6 @@ static enum translator_did step_crossing(
 	if (jump_from)
 		remember_jump(e, x->tb[view] - 1, view);
 	run_tb(e, x->tb[view] - 1, view, b);
-	return DID_RUN;
-}
-
-/* The block's tb index + 1: with what follows it, or as it was. */
-static uint32_t translate_hot(struct engine *e, struct block *b, unsigned view)
-{
-	struct translator *t = e->translator;
-	uint32_t tb;
-
-	b->hot &= (uint8_t)~BLOCK_HOT_WANTED;
-	t->chain_from = 0;
-	if (b->hot == HOT_TRIES) {
-		/* Its operands are never where they were. */
-		if (!b->tb[view])
-			b->hot = 0;
-		return b->tb[view];
-	}
-	tb = translate_block(e, b, view, true);
-	if (tb == TB_LATER) {
-		b->hot |= BLOCK_HOT_WANTED;
-		return b->tb[view];
-	}
-	b->hot++;
-	if (!tb)
-		return b->tb[view];
-	if (b->tb[view])
-		translator_drop_code(e, b->tb[view] - 1);
-	return b->tb[view] = tb;
-}
-
-/* The block is noted and interpreted; after the last one the region is made for which that was done. */
-static enum translator_did watch(struct engine *e, const struct block *b)
-{
-	struct translator *t = e->translator;
-	struct block *head;
-
-	t->seen_block[t->seen_blocks++] = b->key;
-	t->chain_from = 0;
-	if (--t->watching)
-		return DID_NOTHING;
-	head = blocks_cached(e, t->watched);
-	if (head && (head->hot & BLOCK_HOT_WANTED))
-		translate_hot(e, head, t->watch_view);
 	return DID_RUN;
 }
 
@@ -799,7 +739,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		return DID_LEAVE_ONE;
 	}
 	if (engine_unlikely(t->watching))
-		return watch(e, b);
+		return hot_watch(e, b, view);
 	if (!(e->flat || tx32_ready(e)) || e->align_check || (e->cpu->rflags & FLAG_DF)) {
 		t->chain_from = 0;
 		return DID_NOTHING;
@@ -809,11 +749,9 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		return step_crossing(e, b, view, jump_from);
 	}
 	tb = b->tb[view];
-	if (b->hot && (!tb || (b->hot & BLOCK_HOT_WANTED))) {
-		tb = translate_hot(e, b, view);
+	if (b->hot && !tb) {
+		tb = hot_translate(e, b, view);
 		chain_from = 0;
-		if (t->watching)
-			return watch(e, b);
 	}
 	if (!tb) {
 		t->chain_from = 0;
@@ -822,7 +760,7 @@ enum translator_did translator_step(struct engine *e, struct block *b)
 		if (++b->heat < t->heat)
 			return DID_NOTHING;
 		b->heat = (uint16_t)(t->heat - 1);
-		profile(e, b);
+		translator_profile(e, b);
 		if (b->key == BLOCK_DEAD)
 			return DID_RUN;
 		b->tb[view] = translate_block(e, b, view, false);
