@@ -51,12 +51,12 @@ static inline bool is_scratch(int reg)
 #define FAR_CALL (16 << 20) /* bytes from which on a direct call may leave the canonical addresses: no code is nearer to their ends */
 #define GATE_CLOSED (POLL_SIZE / 2) /* in it: never readable, and no event bit leads there */
 #define X87_CLOSED (GATE_CLOSED + 4096)
-#define CODE_SIZE (72u << 20)
-#define STUBS_AT (CODE_SIZE - (16u << 20)) /* from here on: what blocks do seldom, apart from what they do always */
-#define TB_MAX (3u << 17)
+#define CODE_SIZE (36u << 20)
+#define STUBS_AT (CODE_SIZE - (9u << 20)) /* from here on: what blocks do seldom, apart from what they do always */
+#define TB_MAX (7u << 15)
 #define TB_BITS 19
-#define SITE_MAX ((1u << 20) - 1)
-#define MAP_MAX (8u << 20) /* bytes */
+#define SITE_MAX (7u << 16)
+#define MAP_MAX (7u << 19) /* bytes; like those before it for as many blocks as there is code: 96 of it, 39 of stubs, two sites and 16 each */
 #define JUMPS 65536u
 #define PAGES 65536u	    /* code pages, in all lives of the translations that are remembered */
 #define REGION_ALIGN 64u
