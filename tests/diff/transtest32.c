@@ -38,7 +38,7 @@ static uint64_t access_mmio(void *ctx, unsigned space, uint64_t addr, unsigned s
 	if (++side->accesses > ACCESSES_MAX)
 		atomic_fetch_or(&side->block->events, VCPU_EVENT_EXIT);
 	/* Code may be fetched from there too, as often as an engine likes; and a frame has flags that are forgiven. */
-	if (addr - (uint32_t)side->block->cpu.gpr[GPR_RSP] + 256 < 512)
+	if ((uint32_t)(addr - side->block->cpu.gpr[GPR_RSP] + 256) < 512)
 		value = 0;
 	if (is_write)
 		side->mmio = (side->mmio ^ (addr + size * 3 + space * 7 + value * 11)) * 0x9e3779b97f4a7c15ull;
