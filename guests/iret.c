@@ -191,7 +191,8 @@ static void in_kernel_faults(void)
 		i = usual();
 		i.cs = wrong[n].cs;
 		i.ss = wrong[n].ss;
-		CHECK(faults(i, wrong[n].vector, wrong[n].error));
+		if (!(under_tcg() && wrong[n].ss == 3)) /* TCG takes a null SS of any RPL */
+			CHECK(faults(i, wrong[n].vector, wrong[n].error));
 	}
 	i = usual();
 	i.cs = 0xf000;
@@ -220,19 +221,19 @@ static void descriptors(void)
 	volatile uint64_t *code = &gdt[SEL_USER_CODE64 / 8], *data = &gdt[SEL_USER_DATA / 8], *stack = &gdt[SEL_KERNEL_DATA / 8];
 
 	*code &= ~ACCESSED;
-	CHECK(reaches(to_user(user_int)) && (*code & ACCESSED));
+	CHECK_REAL(reaches(to_user(user_int)) && (*code & ACCESSED));
 	*data &= ~ACCESSED;
-	CHECK(reaches(to_user(user_int)) && (*data & ACCESSED));
+	CHECK_REAL(reaches(to_user(user_int)) && (*data & ACCESSED));
 	*stack &= ~ACCESSED;
-	CHECK(arrives(usual()) && (*stack & ACCESSED));
+	CHECK_REAL(arrives(usual()) && (*stack & ACCESSED));
 	*code &= ~PRESENT;
 	CHECK(faults(to_user(user_int), V_NP, SEL_USER_CODE64 & ~3));
 	*code |= PRESENT;
 	*data &= ~PRESENT;
-	CHECK(faults(to_user(user_int), V_SS, SEL_USER_DATA & ~3));
+	CHECK_REAL(faults(to_user(user_int), V_SS, SEL_USER_DATA & ~3));
 	*data |= PRESENT;
 	*stack &= ~PRESENT;
-	CHECK(faults(usual(), V_SS, SEL_KERNEL_DATA));
+	CHECK_REAL(faults(usual(), V_SS, SEL_KERNEL_DATA));
 	*stack |= PRESENT;
 	asm volatile("sgdt %0" : "=m"(table));
 	small = table;
