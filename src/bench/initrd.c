@@ -58,29 +58,44 @@ static int read_all(const char *path, void **data, size_t *size)
 	return 0;
 }
 
+/* The binary, and the file that is made of it. 0 or -errno. */
+static int begin(const char *path, const char *binary, void **data, size_t *size, FILE **file)
+{
+	int rc = read_all(binary, data, size);
+
+	if (rc)
+		return rc;
+	*file = fopen(path, "we");
+	if (*file)
+		return 0;
+	rc = -errno;
+	free(*data);
+	return rc;
+}
+
+static int end(FILE *file, void *data)
+{
+	int rc = ferror(file) ? -EIO : 0;
+
+	free(data);
+	if (fclose(file) && !rc)
+		rc = -EIO;
+	return rc;
+}
+
 int bench_disk_write(const char *path, const char *binary)
 {
 	void *data = NULL;
 	size_t size = 0;
 	FILE *file;
-	int rc = read_all(binary, &data, &size);
+	int rc = begin(path, binary, &data, &size, &file);
 
 	if (rc)
 		return rc;
-	file = fopen(path, "we");
-	if (!file) {
-		rc = -errno;
-		free(data);
-		return rc;
-	}
 	fwrite(data, 1, size, file);
 	for (; size % 512; size++)
 		fputc(0, file);
-	free(data);
-	rc = ferror(file) ? -EIO : 0;
-	if (fclose(file) && !rc)
-		rc = -EIO;
-	return rc;
+	return end(file, data);
 }
 
 int bench_initrd_write(const char *path, const char *binary)
@@ -90,25 +105,15 @@ int bench_initrd_write(const char *path, const char *binary)
 	void *data = NULL;
 	size_t size = 0;
 	FILE *file;
-	int rc = read_all(binary, &data, &size);
+	int rc = begin(path, binary, &data, &size, &file);
 
 	if (rc)
 		return rc;
-	file = fopen(path, "we");
-	if (!file) {
-		rc = -errno;
-		free(data);
-		return rc;
-	}
 	for (unsigned i = 0; i < sizeof(folders) / sizeof(folders[0]); i++)
 		member(file, inode++, folders[i], S_IFDIR | 0755, 0, 0, NULL, 0);
 	member(file, inode++, "dev/console", S_IFCHR | 0600, 5, 1, NULL, 0);
 	member(file, inode++, "dev/null", S_IFCHR | 0666, 1, 3, NULL, 0);
 	member(file, inode++, "init", S_IFREG | 0755, 0, 0, data, size);
 	member(file, 0, "TRAILER!!!", 0, 0, 0, NULL, 0);
-	free(data);
-	rc = ferror(file) ? -EIO : 0;
-	if (fclose(file) && !rc)
-		rc = -EIO;
-	return rc;
+	return end(file, data);
 }
