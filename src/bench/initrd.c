@@ -58,62 +58,56 @@ static int read_all(const char *path, void **data, size_t *size)
 	return 0;
 }
 
-/* The binary, and the file that is made of it. 0 or -errno. */
-static int begin(const char *path, const char *binary, void **data, size_t *size, FILE **file)
+/* Makes the file of the binary. 0 or -errno. */
+static int convert(const char *path, const char *binary, void (*write)(FILE *file, const void *data, size_t size))
 {
-	int rc = read_all(binary, data, size);
+	void *data = NULL;
+	size_t size = 0;
+	FILE *file;
+	int rc = read_all(binary, &data, &size);
 
 	if (rc)
 		return rc;
-	*file = fopen(path, "we");
-	if (*file)
-		return 0;
-	rc = -errno;
-	free(*data);
-	return rc;
-}
-
-static int end(FILE *file, void *data)
-{
-	int rc = ferror(file) ? -EIO : 0;
-
+	file = fopen(path, "we");
+	if (!file) {
+		rc = -errno;
+		free(data);
+		return rc;
+	}
+	write(file, data, size);
 	free(data);
+	rc = ferror(file) ? -EIO : 0;
 	if (fclose(file) && !rc)
 		rc = -EIO;
 	return rc;
 }
 
-int bench_disk_write(const char *path, const char *binary)
+static void write_disk(FILE *file, const void *data, size_t size)
 {
-	void *data = NULL;
-	size_t size = 0;
-	FILE *file;
-	int rc = begin(path, binary, &data, &size, &file);
-
-	if (rc)
-		return rc;
 	fwrite(data, 1, size, file);
 	for (; size % 512; size++)
 		fputc(0, file);
-	return end(file, data);
 }
 
-int bench_initrd_write(const char *path, const char *binary)
+static void write_archive(FILE *file, const void *data, size_t size)
 {
 	static const char *const folders[] = {"dev", "proc", "sys", "tmp", "root"};
 	unsigned inode = 1;
-	void *data = NULL;
-	size_t size = 0;
-	FILE *file;
-	int rc = begin(path, binary, &data, &size, &file);
 
-	if (rc)
-		return rc;
 	for (unsigned i = 0; i < sizeof(folders) / sizeof(folders[0]); i++)
 		member(file, inode++, folders[i], S_IFDIR | 0755, 0, 0, NULL, 0);
 	member(file, inode++, "dev/console", S_IFCHR | 0600, 5, 1, NULL, 0);
 	member(file, inode++, "dev/null", S_IFCHR | 0666, 1, 3, NULL, 0);
 	member(file, inode++, "init", S_IFREG | 0755, 0, 0, data, size);
 	member(file, 0, "TRAILER!!!", 0, 0, 0, NULL, 0);
-	return end(file, data);
+}
+
+int bench_disk_write(const char *path, const char *binary)
+{
+	return convert(path, binary, write_disk);
+}
+
+int bench_initrd_write(const char *path, const char *binary)
+{
+	return convert(path, binary, write_archive);
 }
