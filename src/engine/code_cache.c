@@ -69,8 +69,8 @@ static void enlarge_pages(struct translator *t, uint32_t *huge, uint32_t used, u
 
 void translator_enlarge_pages(struct translator *t)
 {
-	enlarge_pages(t, &t->huge, t->parts[t->part].code, STUBS_AT);
-	enlarge_pages(t, &t->huge_stubs, t->parts[t->part].stubs, CODE_SIZE);
+	enlarge_pages(t, &t->huge, translator_part(t)->code, STUBS_AT);
+	enlarge_pages(t, &t->huge_stubs, translator_part(t)->stubs, CODE_SIZE);
 }
 
 int translator_create(struct engine *e)

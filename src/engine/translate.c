@@ -18,13 +18,13 @@
 uint32_t tx_site(struct tx *x, enum site_kind kind, int offset, int undo)
 {
 	struct translator *t = x->t;
-	uint32_t id = t->parts[t->part].site;
+	uint32_t id = translator_part(t)->site;
 
 	if (id == t->limit.site) {
 		x->failed = true;
 		return 0;
 	}
-	t->parts[t->part].site++;
+	translator_part(t)->site++;
 	assert(offset >= 0 && offset < 0x2000 && undo >= -UNDO_MAX && undo <= UNDO_MAX);
 	t->sites[id] = (struct site){.kind = kind & 15, .offset = (unsigned)offset & 0x1fff, .undo = undo, .tb = x->tb & ((1u << TB_BITS) - 1)};
 	return id;
@@ -41,7 +41,7 @@ void tx_stub(struct tx *x, uint8_t *from, enum stub_kind kind, uint32_t site)
 
 static void put_number(struct translator *t, uint32_t n)
 {
-	uint32_t *used = &t->parts[t->part].map;
+	uint32_t *used = &translator_part(t)->map;
 
 	for (; n > 127; n >>= 7)
 		t->map[(*used)++] = (uint8_t)(n | 128);
@@ -53,7 +53,7 @@ void tx_map(struct tx *x, int offset, enum map_kind kind)
 	uint32_t host = (uint32_t)(x->m.p - x->start) + x->start_host;
 	int step = kind == MAP_TARGET || kind == MAP_RETURN ? 0 : offset - x->mapped.offset;
 
-	if (x->t->parts[x->t->part].map + MAP_ENTRY_MAX > x->t->limit.map) {
+	if (translator_part(x->t)->map + MAP_ENTRY_MAX > x->t->limit.map) {
 		x->failed = true;
 		return;
 	}
@@ -290,7 +290,7 @@ void tx_emit_block(struct tx *x)
 		x->soft_done = false;
 		tx_map(x, i->offset, MAP_INSN);
 		mapped = x->mapped;
-		maps = x->t->parts[x->t->part].map;
+		maps = translator_part(x->t)->map;
 		if (i->insn.fn == op_undefined || (x->mode32 && x->soft && i->memory >= 0) ||
 			!(x->mode32 ? tx32_emit(x, i, &i->insn) : tx_emit(x, i, &i->insn))) {
 			x->m.p = before;
@@ -298,7 +298,7 @@ void tx_emit_block(struct tx *x)
 			x->facts = facts;
 			x->gated87 = gated87;
 			x->mapped = mapped;
-			x->t->parts[x->t->part].map = maps;
+			translator_part(x->t)->map = maps;
 			soft_emitted(x, true);
 			leave_interp(x, i->offset);
 			break;
@@ -340,7 +340,7 @@ static void emit_heat(struct tx *x, const struct tb *tb)
 /* The next translation: of the block, or crossing. */
 static struct tb *begin_tb(struct translator *t, uint32_t block, unsigned view, bool mode32)
 {
-	const struct code_part *now = &t->parts[t->part];
+	const struct code_part *now = translator_part(t);
 	struct tb *tb = &t->tbs[now->tb];
 
 	*tb = (struct tb){.block = block, .code = now->code, .stubs = now->stubs, .map = now->map, .site = now->site,
@@ -351,7 +351,7 @@ static struct tb *begin_tb(struct translator *t, uint32_t block, unsigned view, 
 /* It is there, as far as now->code and the others have come. Its id. */
 static uint32_t end_tb(struct translator *t)
 {
-	uint32_t id = ++t->parts[t->part].tb;
+	uint32_t id = ++translator_part(t)->tb;
 
 	begin_tb(t, TB_NONE, 0, false);
 	return id;
@@ -365,7 +365,7 @@ static void emit_entries(struct tx *x, uint32_t region)
 {
 	struct engine *e = x->e;
 	struct translator *t = x->t;
-	struct code_part *now = &t->parts[t->part];
+	struct code_part *now = translator_part(t);
 
 	for (unsigned n = 1; n < x->versions && now->tb + 1 < t->limit.tb; n++) {
 		const struct tx_version *v = &x->pool->version[n];
@@ -384,9 +384,9 @@ static void emit_entries(struct tx *x, uint32_t region)
 	}
 }
 
-static bool has_room(const struct translator *t)
+static bool has_room(struct translator *t)
 {
-	const struct code_part *now = &t->parts[t->part], *limit = &t->limit;
+	const struct code_part *now = translator_part(t), *limit = &t->limit;
 
 	return now->tb + 1 < limit->tb && now->code + CODE_MAX <= limit->code && now->stubs + CODE_MAX <= limit->stubs &&
 	       now->site + SITES_MAX <= limit->site && now->map + MAPS_MAX <= limit->map;
@@ -405,7 +405,7 @@ static uint32_t translate(struct engine *e, const struct block *b, uint32_t inde
 	if (!has_room(t))
 		translator_next_part(e);
 	translator_enlarge_pages(t);
-	now = &t->parts[t->part];
+	now = translator_part(t);
 	if (hot)
 		now->code = (now->code + REGION_ALIGN - 1) & ~(REGION_ALIGN - 1);
 	begin = *now;

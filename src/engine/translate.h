@@ -363,6 +363,12 @@ struct translator {
 	struct indirect_call calls[CALLS]; /* hashed */
 };
 
+/* The part that is filled. */
+static inline struct code_part *translator_part(struct translator *t)
+{
+	return &t->parts[t->part];
+}
+
 /* --- code_cache.c --- */
 /* After the shadow; without one there is no translator. 0 or −errno: the engine interprets. */
 int translator_create(struct engine *e);
